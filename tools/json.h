@@ -395,6 +395,7 @@ typedef struct {
     json_doc *doc;
     const char *name;                /* of the file, for messages */
     unsigned flags;
+    uint64_t base;                   /* offset of the text in its file, for messages */
     size_t at, end;
     int depth;
     uint32_t open[JSON_MAX_DEPTH];   /* the containers around the current place */
@@ -406,11 +407,11 @@ TL_FN tl_status json_expect(json_reader *r, size_t at, const char *allowed)
     tl_quoted q, name;
     tl_quote(&name, r->name, strlen(r->name));
     if (at >= r->end) {
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %lu: found the end of the text, allowed: %s",
-                       name.text, (unsigned long)r->end, allowed);
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %llu: found the end of the text, allowed: %s",
+                       name.text, (unsigned long long)(r->base + r->end), allowed);
     }
-    return tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %lu: found '%s', allowed: %s", name.text,
-                   (unsigned long)at, tl_quote(&q, r->doc->text + at, 1), allowed);
+    return tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %llu: found '%s', allowed: %s", name.text,
+                   (unsigned long long)(r->base + at), tl_quote(&q, r->doc->text + at, 1), allowed);
 }
 
 TL_FN void json_skip_space(json_reader *r)
@@ -659,8 +660,9 @@ TL_FN tl_status json_check_keys(json_reader *r, json_id object)
     for (k = 1; k < n; k++) {
         uint32_t a = (uint32_t)keys[k - 1], b = (uint32_t)keys[k];
         if (keys[k - 1] >> 32 == keys[k] >> 32 && json_key_order(doc, a, b) == 0) {
-            status = tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %lu: found key \"%s\" twice, allowed: once",
-                             tl_quote(&name, r->name, strlen(r->name)), (unsigned long)doc->nodes[b].offset,
+            status = tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %llu: found key \"%s\" twice, allowed: once",
+                             tl_quote(&name, r->name, strlen(r->name)),
+                             (unsigned long long)(r->base + doc->nodes[b].offset),
                              tl_quote(&q, doc->text + doc->nodes[b].offset, doc->nodes[b].length));
             break;
         }
@@ -789,9 +791,10 @@ TL_FN tl_status json_advance(json_reader *r, int fresh)
     }
 }
 
-/* Reads n bytes of text. `name` is for messages only. On failure *doc is empty; json_free is harmless. */
-TL_FN tl_status json_parse(char *text, size_t n, const char *name, unsigned flags, json_doc *doc,
-                           tl_error *err)
+/* Reads n bytes of text. `name` and `base` (where the text begins in its file) are for messages only. On
+ * failure *doc is empty; json_free is harmless. */
+TL_FN tl_status json_parse_at(char *text, size_t n, const char *name, uint64_t base, unsigned flags,
+                              json_doc *doc, tl_error *err)
 {
     json_reader r;
     tl_status status;
@@ -800,6 +803,7 @@ TL_FN tl_status json_parse(char *text, size_t n, const char *name, unsigned flag
     doc->text = text;
     r.doc = doc;
     r.name = name;
+    r.base = base;
     r.flags = flags;
     r.end = n;
     r.err = err;
@@ -822,6 +826,12 @@ TL_FN tl_status json_parse(char *text, size_t n, const char *name, unsigned flag
         json_free(doc);
     }
     return status;
+}
+
+TL_FN tl_status json_parse(char *text, size_t n, const char *name, unsigned flags, json_doc *doc,
+                           tl_error *err)
+{
+    return json_parse_at(text, n, name, 0, flags, doc, err);
 }
 
 /* Reads a file of at most `limit` bytes; the document owns the text. */
