@@ -334,6 +334,14 @@ TL_FN int json_decimal(const char *digits, int n, int64_t exponent, double *valu
     return json_ratio(&num, &den, value);
 }
 
+TL_FN double json_infinity(void)
+{
+    uint64_t bits = UINT64_C(0x7ff0000000000000);
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 /* Any number; correctly rounded up to 40 significant digits (more are cut). Overflow is refused. NaN and
  * infinities come out where the reader accepted the words. */
 TL_FN int json_f64(const json_doc *doc, json_id id, double *value)
