@@ -67,6 +67,7 @@
  *   @@infer          Run the model
  *   @@operators      The mathematics on the caller's own arrays
  *   @@tokenizer      Text to ids and back
+ *   @@sampler        A token from logits
  *   @@platform       Compiler, CPU family, operating system: the only place that asks
  *   @@base           Checked sizes, byte order, 16-bit floats, hash, errors, memory
  *   @@threads        Parallel-for behind the hook
@@ -80,6 +81,7 @@
  *   @@kernel_table   The tables of this pass
  *   @@dispatch       The list of targets and the choice among them
  *   @@format         The .mamba file, byte by byte
+ *   @@vocabulary     The tokenizer section: layout and checks
  *   @@mapping        Bytes of the file: mapped, copied, or the caller's
  *   @@loader         Header to bound layers: every check of the structure
  *   @@matmul         Weight matrix times activations, split over the threads
@@ -88,6 +90,9 @@
  *   @@forward        A state, and tokens through the layers
  *   @@stateio        Snapshots of a state
  *   @@checks         Checksum, finite scan, self-test
+ *   @@unicode        Tables, classes, UTF-8, decomposition and composition
+ *   @@text           Added tokens, normalization, splitting, byte pair encoding
+ *   @@sampling       Choosing a token, in integers
  *   @@api            Public functions: check arguments, call inward
  */
 
@@ -467,6 +472,89 @@ typedef struct mamba_tokenizer mamba_tokenizer; /* part of a model; immutable */
 
 /* The model's tokenizer, NULL if the file has none.  Valid until close. */
 MAMBA_API const mamba_tokenizer *mamba_model_tokenizer(const mamba_model *model);
+
+#define MAMBA_PARSE_SPECIAL 1u /* "<|endoftext|>" in the text becomes its token; else it is text */
+#define MAMBA_NO_NORMALIZE 2u  /* keep the bytes even where the tokenizer asks for NFC */
+
+/* Ids of the tokenizer; every id is below this.  (A model may have more rows: padding.) */
+MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
+
+/* Ids of a text, without special tokens before or after it.  *n_ids: how many there are; at most
+ * cap of them are written.  ids NULL: only count.  RANGE when cap is too small, with *n_ids = the
+ * room needed; *n_ids <= n_text + 1 always.
+ * Any bytes are allowed.  Decoding the ids gives back the very bytes, except that a tokenizer with
+ * NFC turns valid UTF-8 into its NFC form (unless MAMBA_NO_NORMALIZE; text that is not valid UTF-8
+ * is never normalized), and that one may put a space in front or strip spaces around its added
+ * tokens if its file says so.  Time O(n log n), memory up to 48 bytes per byte of the longest word
+ * from the model's memory hook, freed before return.
+ * Errors: ARG, RANGE, MEMORY, UNSUPPORTED (the vocabulary lacks a byte of the text).
+ * Threads: any. */
+MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, size_t n_text,
+                                    unsigned flags, int32_t *ids, size_t cap, size_t *n_ids,
+                                    mamba_error *err);
+/* The bytes of ids, special tokens included; not NUL-terminated, maybe not whole characters.  *n_out
+ * bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for an id that
+ * the tokenizer lacks), RANGE.  Threads: any. */
+MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids,
+                                    char *out, size_t cap, size_t *n_out, mamba_error *err);
+/* The bytes of one id, inside the model.  Errors: ARG.  Threads: any. */
+MAMBA_API mamba_status mamba_token_bytes(const mamba_tokenizer *t, int32_t id, const char **bytes,
+                                         size_t *n, mamba_error *err);
+
+/* The start of a character whose end has not come yet.  Zeroed = empty. */
+typedef struct mamba_utf8_stream {
+    unsigned char pending[4];
+    uint32_t n_pending; /* 0..3 */
+} mamba_utf8_stream;
+
+/* Decodes id after id without ever writing half a UTF-8 character: such bytes wait in s.  Bytes that
+ * can't become a character pass through.  out needs room for the token's bytes + 3; RANGE (with
+ * *n_out = room needed) and ARG leave s as it was.  Threads: one per stream. */
+MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_stream *s, int32_t id,
+                                           char *out, size_t cap, size_t *n_out, mamba_error *err);
+/* What still waits (at most 3 bytes), at the end of the text. */
+MAMBA_API mamba_status mamba_stream_flush(mamba_utf8_stream *s, char *out, size_t cap, size_t *n_out,
+                                          mamba_error *err);
+
+/* ------------------------------------------------------------------------------------------------
+ * @@sampler   A token from logits                                                      (public)
+ * ---------------------------------------------------------------------------------------------- */
+#define MAMBA_SAMPLER_HISTORY 64
+
+/* Plain data: copy it, save it.  All zero is valid and means greedy.  Steps, in this order:
+ *   1. repetition penalty: of each token among the last repeat_last_n, logit > 0 is divided by
+ *      repeat_penalty, else multiplied
+ *   2. temperature 0: the largest logit, the lowest id of equal ones, and done;
+ *      else p(i) ~ exp((logit(i) - largest) / temperature)
+ *   3. top_k: keep the k most probable
+ *   4. top_p: keep the fewest most probable that together have at least top_p of what step 3 kept
+ *   5. min_p: keep p(i) >= min_p * largest p
+ *   6. draw among the kept in proportion to p
+ * Of equal ones the lower ids are kept.  Steps 2 to 6 are exact in integers after one rounding of
+ * each p, so the same seed and the same logits give the same token with every compiler and CPU. */
+typedef struct mamba_sampler {
+    float temperature;      /* 0 = greedy */
+    float top_p;            /* 0 or 1 = off */
+    float min_p;            /* 0 = off */
+    float repeat_penalty;   /* 0 or 1 = off */
+    int32_t top_k;          /* 0 = off */
+    int32_t repeat_last_n;  /* 0 = as many as are kept */
+    uint64_t seed;          /* every value is good */
+    uint64_t n_draws;       /* random numbers used so far */
+    uint64_t n_history;     /* tokens so far; the last ones are kept: token i in history[i % 64] */
+    int32_t history[MAMBA_SAMPLER_HISTORY];
+} mamba_sampler;
+
+/* Temperature 1, nothing else on, empty history. */
+MAMBA_API void mamba_sampler_init(mamba_sampler *s, uint64_t seed);
+/* Adds a token to the history: those of a prompt (drawn ones are added by mamba_sample). */
+MAMBA_API void mamba_sampler_accept(mamba_sampler *s, int32_t token);
+/* Chooses a token from n_logits <= 2^24 logits, which are changed in place.  Ids from n_allowed on
+ * (padding of the vocabulary) are never chosen; 0 = all allowed.  Allocates nothing.
+ * Errors, which leave s as it was and set *token = -1: ARG (a setting out of range, named in err),
+ * NONFINITE (an allowed logit is NaN or +infinity, or all are -infinity).  Threads: one per sampler. */
+MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_logits, size_t n_allowed,
+                                    int32_t *token, mamba_error *err);
 
 
 #ifdef __cplusplus
@@ -1836,7 +1924,7 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *             = channel; D V (d_inner); out_proj P (d_model, d_inner); out_proj_bias? V
  *   biases of panels are padded like the rows of their matrix, segment by segment.
  *
- * "tokenizer": see @@text.
+ * "tokenizer": see @@vocabulary.
  * "selftest": u32 n_tokens 1..64, u32 n_values 1..4096, f32 tolerance, u32 0; n_tokens int32 token
  *   ids; n_values int32 positions in the logits vector; n_values f32 logits after the last token.
  *   Passes when |got - expected| <= tolerance for all.
@@ -1936,6 +2024,385 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
         return 0;
     }
     return mbi_mul_ok(bytes, t->count, &bytes) ? bytes : 0;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * @@vocabulary   The tokenizer section: layout and checks                             (private)
+ * ---------------------------------------------------------------------------------------------- */
+/* The tokenizer section.  Little-endian u32 unless said otherwise; used in place.
+ *    0  magic "MBTK"                   4  version = 1
+ *    8  bytes: size of the section    12  kind: 1 bytes (no merges), 2 byte pair encoding
+ *   16  flags: 1 text is normalized to NFC, 2 a space is put in front of text that lacks one
+ *   20  split: 0 none, 1 the pattern of GPT-2
+ *   24  n_ids, 1..2^24               28  n_added
+ *   32  n_added_raw <= n_added       36  n_slots: 0 or a power of two <= 2^26
+ *   40  n_merges <= n_slots / 2      44  heap_bytes
+ *   48  length of the longest token  52  bos id, 56 eos id, 60 pad id (0xFFFFFFFF = none)
+ * From 64 on, without gaps, to the end of the section:
+ *   merges    n_slots x (left id, right id, rank, merged id); left = 0xFFFFFFFF: free.  A hash table:
+ *             a pair is searched from slot ((left << 32 | right) * 0x9E3779B97F4A7C15 mod 2^64) >> 32
+ *             mod n_slots on, upwards and around, until found or a slot is free; no more than 256
+ *             slots in a row are taken.  Lower ranks merge first
+ *   offsets   n_ids + 1 offsets into the heap, rising from 0 to heap_bytes: the bytes of each id
+ *   byte_ids  256: the id that stands for each single byte, 0xFFFFFFFF = none
+ *   added     n_added x (id, flags): 1 special, 2 searched in the normalized text, 4 strips white
+ *             space on its left, 8 on its right.  The n_added_raw without flag 2 first; each of the
+ *             two groups in rising order of the tokens' bytes (1 to 1024)
+ *   id_flags  n_ids bytes: 1 exists (others have no bytes), 2 added, 4 special
+ *   heap      heap_bytes bytes
+ * A merged id has the bytes of its left and right ids, and existing ids are meant everywhere. */
+/* Tests define this to count the inner steps of encoding. */
+#ifndef MBI_TEXT_WORK
+#define MBI_TEXT_WORK(n) ((void)0)
+#endif
+
+#define MBI_TOK_MAGIC 0x4B54424Du       /* "MBTK" */
+#define MBI_TOK_VERSION 1u
+#define MBI_TOK_HEADER 64u
+#define MBI_TOK_NONE 0xFFFFFFFFu
+#define MBI_TOK_MAX_IDS (1u << 24)
+#define MBI_TOK_MAX_SLOTS (1u << 26)
+#define MBI_TOK_MAX_ADDED_BYTES 1024u   /* bounds the work per byte of the search for added tokens */
+#define MBI_TOK_MAX_CLUSTER 256u        /* bounds the probes of one look-up */
+
+enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2 };                                        /* kind */
+enum { MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2 };                                 /* flags */
+enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1 };                            /* split */
+enum { MBI_TOK_EXISTS = 1, MBI_TOK_ADDED = 2, MBI_TOK_SPECIAL = 4 };                /* id flags */
+enum { MBI_ADDED_SPECIAL = 1, MBI_ADDED_NORMALIZED = 2, MBI_ADDED_LSTRIP = 4, MBI_ADDED_RSTRIP = 8 };
+
+struct mamba_tokenizer {
+    const unsigned char *base;          /* the section */
+    const unsigned char *slots;         /* (n_slots, 4) u32: left, right, rank, merged */
+    const unsigned char *offsets;       /* (n_ids + 1) u32 into heap */
+    const unsigned char *byte_ids;      /* (256) u32 */
+    const unsigned char *added;         /* (n_added, 2) u32: id, flags */
+    const unsigned char *id_flags;      /* (n_ids) u8 */
+    const unsigned char *heap;
+    uint32_t kind;
+    uint32_t flags;
+    uint32_t split;
+    uint32_t n_ids;
+    uint32_t n_added;
+    uint32_t n_added_raw;               /* the first ones: searched before normalization */
+    uint32_t n_slots;
+    uint32_t n_merges;
+    uint32_t heap_bytes;
+    uint32_t max_token_bytes;
+    uint32_t special[3];                /* bos, eos, pad or MBI_TOK_NONE */
+    mamba_memory memory;
+};
+
+static const unsigned char *mbi_tok_bytes(const mamba_tokenizer *t, uint32_t id, uint32_t *n) {
+    uint32_t from = mbi_load_u32(t->offsets + (size_t)4 * id);
+    *n = mbi_load_u32(t->offsets + (size_t)4 * id + 4) - from;
+    return t->heap + from;
+}
+
+/* Where the search for a pair of ids starts in the table of merges. */
+static uint32_t mbi_tok_home(uint32_t left, uint32_t right, uint32_t n_slots) {
+    uint64_t key = (uint64_t)left << 32 | right;
+    return (uint32_t)(key * 0x9E3779B97F4A7C15u >> 32) & (n_slots - 1);
+}
+
+/* The slot that merges a pair, or NULL. It ends because at most half of the slots are taken. */
+static const unsigned char *mbi_tok_find(const mamba_tokenizer *t, uint32_t left, uint32_t right) {
+    uint32_t i;
+    if (t->n_slots == 0) {
+        return NULL;
+    }
+    for (i = mbi_tok_home(left, right, t->n_slots);; i = (i + 1) & (t->n_slots - 1)) {
+        const unsigned char *slot = t->slots + (size_t)16 * i;
+        uint32_t x = mbi_load_u32(slot);
+        MBI_TEXT_WORK(1);
+        if (x == MBI_TOK_NONE) {
+            return NULL;
+        }
+        if (x == left && mbi_load_u32(slot + 4) == right) {
+            return slot;
+        }
+    }
+}
+
+/* A rule of the section that does not hold; `at` is where in the section. */
+static mamba_status mbi_tok_bad(const mamba_tokenizer *t, const unsigned char *at, const char *field,
+                                uint64_t found, uint64_t low, uint64_t high, const char *what,
+                                mamba_error *err) {
+    mamba_status status = at == t->base + 4 ? MAMBA_ERR_VERSION : MAMBA_ERR_FORMAT;
+    return mbi_fail_value(err, status, what, field, (uint64_t)(at - t->base), mbi_clamp_i64(found),
+                          mbi_clamp_i64(low), mbi_clamp_i64(high));
+}
+
+/* The header's own rules. */
+static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
+    static const char *const names[] = {
+        "tokenizer.magic", "tokenizer.version", "tokenizer.bytes", "tokenizer.kind",
+        "tokenizer.flags", "tokenizer.split", "tokenizer.n_ids", "tokenizer.n_added",
+        "tokenizer.n_added_raw", "tokenizer.n_slots", "tokenizer.n_merges", "tokenizer.heap_bytes",
+        "tokenizer.max_token_bytes"};
+    uint32_t v[13];
+    uint64_t low[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0, 0};
+    uint64_t high[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BPE,
+        MBI_TOK_NFC | MBI_TOK_PREFIX_SPACE, MBI_TOK_SPLIT_GPT2, MBI_TOK_MAX_IDS, 0, 0,
+        MBI_TOK_MAX_SLOTS, 0, 0, 0};
+    size_t i;
+    if (bytes < MBI_TOK_HEADER) {
+        return mbi_tok_bad(t, t->base, "tokenizer", bytes, MBI_TOK_HEADER, UINT32_MAX,
+                           "section shorter than its header", err);
+    }
+    for (i = 0; i < 13; i++) {
+        v[i] = mbi_load_u32(t->base + 4 * i);
+    }
+    low[2] = high[2] = bytes;
+    high[7] = v[6];
+    high[8] = v[7];
+    high[10] = v[9] / 2;
+    high[11] = bytes;
+    high[12] = v[11];
+    for (i = 0; i < 13; i++) {
+        if (v[i] < low[i] || v[i] > high[i]) {
+            return mbi_tok_bad(t, t->base + 4 * i, names[i], v[i], low[i], high[i],
+                               "out of range", err);
+        }
+    }
+    if ((v[9] & (v[9] - 1)) != 0 || (v[3] == MBI_TOK_BYTES && v[9] != 0)) {
+        return mbi_tok_bad(t, t->base + 36, names[9], v[9], 0, MBI_TOK_MAX_SLOTS,
+                           "not a power of two, or not 0 for bytes", err);
+    }
+    t->kind = v[3];
+    t->flags = v[4];
+    t->split = v[5];
+    t->n_ids = v[6];
+    t->n_added = v[7];
+    t->n_added_raw = v[8];
+    t->n_slots = v[9];
+    t->n_merges = v[10];
+    t->heap_bytes = v[11];
+    t->max_token_bytes = v[12];
+    return MAMBA_OK;
+}
+
+/* Cuts the section into its arrays, which fill it exactly. */
+static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
+    static const char *const names[] = {"tokenizer.merges", "tokenizer.offsets", "tokenizer.byte_ids",
+                                        "tokenizer.added", "tokenizer.id_flags", "tokenizer.heap"};
+    const unsigned char *part[6];
+    uint64_t size[6];
+    uint64_t at = MBI_TOK_HEADER;
+    size_t i;
+    size[0] = (uint64_t)16 * t->n_slots;      /* the header's limits keep all of these below 2^31 */
+    size[1] = (uint64_t)4 * (t->n_ids + 1);
+    size[2] = 4 * 256;
+    size[3] = (uint64_t)8 * t->n_added;
+    size[4] = t->n_ids;
+    size[5] = t->heap_bytes;
+    for (i = 0; i < 6; i++) {
+        if (size[i] > bytes - at || (i == 5 && size[i] != bytes - at)) {
+            return mbi_tok_bad(t, t->base + at, names[i], size[i], i < 5 ? 0 : bytes - at,
+                               bytes - at, "does not fit into the section", err);
+        }
+        part[i] = t->base + at;
+        at += size[i];
+    }
+    t->slots = part[0];
+    t->offsets = part[1];
+    t->byte_ids = part[2];
+    t->added = part[3];
+    t->id_flags = part[4];
+    t->heap = part[5];
+    return MAMBA_OK;
+}
+
+static int mbi_tok_exists(const mamba_tokenizer *t, uint32_t id) {
+    return id < t->n_ids && (t->id_flags[id] & MBI_TOK_EXISTS) != 0;
+}
+
+static mamba_status mbi_tok_check_ids(const mamba_tokenizer *t, mamba_error *err) {
+    uint32_t longest = 0;
+    uint32_t n_added = 0;
+    uint32_t last = 0;
+    uint32_t i;
+    for (i = 0; i <= t->n_ids; i++) {
+        const unsigned char *p = t->offsets + (size_t)4 * i;
+        uint32_t at = mbi_load_u32(p);
+        if (at < last || at > t->heap_bytes || (i == 0 && at != 0)
+            || (i == t->n_ids && at != t->heap_bytes)) {
+            return mbi_tok_bad(t, p, "tokenizer.offsets", at, last, t->heap_bytes,
+                               "not rising from 0 to the size of the heap", err);
+        }
+        longest = at - last > longest ? at - last : longest;
+        last = at;
+    }
+    if (longest != t->max_token_bytes) {
+        return mbi_tok_bad(t, t->base + 48, "tokenizer.max_token_bytes", t->max_token_bytes,
+                           longest, longest, "not the longest token", err);
+    }
+    for (i = 0; i < t->n_ids; i++) {
+        unsigned flags = t->id_flags[i];
+        uint32_t n;
+        mbi_tok_bytes(t, i, &n);
+        if (flags > 7 || ((flags & MBI_TOK_EXISTS) == 0 && (flags != 0 || n != 0))) {
+            return mbi_tok_bad(t, t->id_flags + i, "tokenizer.id_flags", flags, 0, 7,
+                               "unknown flags", err);
+        }
+        n_added += (flags & MBI_TOK_ADDED) != 0;
+    }
+    if (n_added != t->n_added) {
+        return mbi_tok_bad(t, t->base + 28, "tokenizer.n_added", t->n_added, n_added, n_added,
+                           "differs from the number of ids marked as added", err);
+    }
+    for (i = 0; i < 3; i++) {
+        uint32_t id = mbi_load_u32(t->base + 52 + 4 * i);
+        if (id != MBI_TOK_NONE && !mbi_tok_exists(t, id)) {
+            return mbi_tok_bad(t, t->base + 52 + 4 * i, "tokenizer.special", id, 0, t->n_ids - 1,
+                               "no such id", err);
+        }
+    }
+    for (i = 0; i < 256; i++) {
+        uint32_t id = mbi_load_u32(t->byte_ids + 4 * i);
+        uint32_t n = 0;
+        if (id != MBI_TOK_NONE
+            && (!mbi_tok_exists(t, id) || *mbi_tok_bytes(t, id, &n) != i || n != 1)) {
+            return mbi_tok_bad(t, t->byte_ids + 4 * i, "tokenizer.byte_ids", id, 0, t->n_ids - 1,
+                               "not an id of that one byte", err);
+        }
+    }
+    return MAMBA_OK;
+}
+
+/* Order of two strings of bytes, a prefix first. */
+static int mbi_bytes_compare(const unsigned char *a, size_t n_a, const unsigned char *b, size_t n_b) {
+    int order = memcmp(a, b, n_a < n_b ? n_a : n_b);
+    return order != 0 ? order : n_a < n_b ? -1 : n_a > n_b;
+}
+
+static mamba_status mbi_tok_check_added(const mamba_tokenizer *t, mamba_error *err) {
+    const unsigned char *last = NULL;
+    uint32_t n_last = 0;
+    uint32_t i;
+    for (i = 0; i < t->n_added; i++) {
+        const unsigned char *p = t->added + (size_t)8 * i;
+        uint32_t id = mbi_load_u32(p);
+        uint32_t flags = mbi_load_u32(p + 4);
+        uint32_t n;
+        const unsigned char *bytes;
+        if (!mbi_tok_exists(t, id) || (t->id_flags[id] & MBI_TOK_ADDED) == 0) {
+            return mbi_tok_bad(t, p, "tokenizer.added", id, 0, t->n_ids - 1,
+                               "not the id of an added token", err);
+        }
+        if (flags > 15 || ((flags & MBI_ADDED_NORMALIZED) != 0) != (i >= t->n_added_raw)
+            || ((flags & MBI_ADDED_SPECIAL) != 0) != ((t->id_flags[id] & MBI_TOK_SPECIAL) != 0)) {
+            return mbi_tok_bad(t, p + 4, "tokenizer.added", flags, 0, 15, "flags contradict", err);
+        }
+        bytes = mbi_tok_bytes(t, id, &n);
+        if (n == 0 || n > MBI_TOK_MAX_ADDED_BYTES) {
+            return mbi_tok_bad(t, p, "tokenizer.added", n, 1, MBI_TOK_MAX_ADDED_BYTES,
+                               "length out of range", err);
+        }
+        if (i != 0 && i != t->n_added_raw && mbi_bytes_compare(last, n_last, bytes, n) >= 0) {
+            return mbi_tok_bad(t, p, "tokenizer.added", id, 0, t->n_ids - 1,
+                               "not in rising order", err);
+        }
+        last = bytes;
+        n_last = n;
+    }
+    return MAMBA_OK;
+}
+
+/* Taken slots and the longest cluster of them, the one that wraps around included. */
+static mamba_status mbi_tok_check_clusters(const mamba_tokenizer *t, mamba_error *err) {
+    uint32_t n_taken = 0;
+    uint32_t cluster = 0;
+    uint32_t n_extra = t->n_slots < MBI_TOK_MAX_CLUSTER ? t->n_slots : MBI_TOK_MAX_CLUSTER;
+    uint32_t i;
+    for (i = 0; i < t->n_slots + n_extra; i++) {
+        const unsigned char *slot = t->slots + (size_t)16 * (i & (t->n_slots - 1));
+        int taken = mbi_load_u32(slot) != MBI_TOK_NONE;
+        cluster = taken ? cluster + 1 : 0;
+        n_taken += i < t->n_slots && taken;
+        if (cluster > MBI_TOK_MAX_CLUSTER) {
+            return mbi_tok_bad(t, slot, "tokenizer.merges", cluster, 0, MBI_TOK_MAX_CLUSTER,
+                               "too many taken slots in a row", err);
+        }
+    }
+    if (n_taken != t->n_merges) {
+        return mbi_tok_bad(t, t->base + 40, "tokenizer.n_merges", t->n_merges, n_taken, n_taken,
+                           "differs from the number of taken slots", err);
+    }
+    return MAMBA_OK;
+}
+
+/* Every merge joins existing tokens into the token of the joined bytes, and is found where it is
+ * looked for. With the checks above: whatever a section holds, encoding then decoding gives the
+ * same bytes. The bytes compared are limited, so that a small section cannot ask for much work. */
+static mamba_status mbi_tok_check_merges(const mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
+    uint64_t work = 0;
+    uint32_t i;
+    mamba_status status = mbi_tok_check_clusters(t, err);
+    for (i = 0; i < t->n_slots && status == MAMBA_OK; i++) {
+        const unsigned char *slot = t->slots + (size_t)16 * i;
+        uint32_t id[3];
+        uint32_t n[3];
+        const unsigned char *p[3];
+        uint32_t k;
+        id[0] = mbi_load_u32(slot);
+        id[1] = mbi_load_u32(slot + 4);
+        id[2] = mbi_load_u32(slot + 12);
+        if (id[0] == MBI_TOK_NONE) {
+            continue;
+        }
+        for (k = 0; k < 3; k++) {
+            if (!mbi_tok_exists(t, id[k])) {
+                return mbi_tok_bad(t, slot, "tokenizer.merges", id[k], 0, t->n_ids - 1,
+                                   "no such id", err);
+            }
+            p[k] = mbi_tok_bytes(t, id[k], &n[k]);
+        }
+        work += n[2];
+        if (work > 4 * bytes) {
+            return mbi_tok_bad(t, slot, "tokenizer.merges", work, 0, 4 * bytes,
+                               "tokens too long", err);
+        }
+        if ((uint64_t)n[0] + n[1] != n[2] || memcmp(p[0], p[2], n[0]) != 0
+            || memcmp(p[1], p[2] + n[0], n[1]) != 0) {
+            return mbi_tok_bad(t, slot, "tokenizer.merges", id[2], 0, t->n_ids - 1,
+                               "bytes of the merged token are not those of its halves", err);
+        }
+        if (mbi_load_u32(slot + 8) == MBI_TOK_NONE || mbi_tok_find(t, id[0], id[1]) != slot) {
+            return mbi_tok_bad(t, slot, "tokenizer.merges", i, 0, t->n_slots - 1,
+                               "a pair twice, out of reach or without a rank", err);
+        }
+    }
+    return status;
+}
+
+/* Checks a tokenizer section completely, in time linear in its size, and prepares t to use it in
+ * place: afterwards no encoding or decoding needs a check of the section or can fail because of it.
+ * Nothing is allocated. t keeps pointers into the section. */
+static mamba_status mbi_tok_open(mamba_tokenizer *t, const void *section, uint64_t bytes,
+                                 const mamba_memory *memory, mamba_error *err) {
+    mamba_status status;
+    size_t i;
+    memset(t, 0, sizeof *t);
+    t->base = (const unsigned char *)section;
+    t->memory = mbi_memory_or_default(memory);
+    status = mbi_tok_header(t, bytes, err);
+    if (status == MAMBA_OK) {
+        status = mbi_tok_layout(t, bytes, err);
+    }
+    if (status == MAMBA_OK) {
+        status = mbi_tok_check_ids(t, err);
+    }
+    if (status == MAMBA_OK) {
+        status = mbi_tok_check_added(t, err);
+    }
+    if (status == MAMBA_OK) {
+        status = mbi_tok_check_merges(t, bytes, err);
+    }
+    for (i = 0; status == MAMBA_OK && i < 3; i++) {
+        t->special[i] = mbi_load_u32(t->base + 52 + 4 * i);
+    }
+    return status;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -2215,8 +2682,8 @@ struct mamba_model {
     mbi_layer *layers;
     mbi_mat embedding, head;
     const float *norm_f;
-    const unsigned char *tokenizer;
-    size_t tokenizer_bytes;
+    mamba_tokenizer tokenizer;
+    int has_tokenizer;
     uint64_t fingerprint, data_hash, meta_bytes;
     char file[192];
 };
@@ -3577,6 +4044,1714 @@ static mamba_status mbi_run_selftest(const mamba_model *m, mamba_error *err) {
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * @@unicode   Tables, classes, UTF-8, decomposition and composition                   (private)
+ * ---------------------------------------------------------------------------------------------- */
+/* Unicode. The tables below are derived from the Unicode Character Database (copyright Unicode,
+ * Inc.; terms at unicode.org) by tools/unicode.c, which can reprint them:
+ *   mbi_uc_classes    where the class changes: code point << 3 | class, rising. Class bits 0-1:
+ *                     other, letter (L*), number (N*), white space; bit 2 (MBI_UC_NFC): combining
+ *                     class not 0, or cannot stand in NFC text wherever it likes
+ *   mbi_uc_combining  where the canonical combining class changes: code point << 8 | class
+ *   mbi_uc_cjk1/2     canonical singletons of U+F900..FAFF and U+2F800..2FA1F, 0 = none
+ *   mbi_uc_pairs      all other canonical mappings, one step: cp << 42 | first << 21 | second,
+ *                     rising; second = 0 in a singleton
+ *   mbi_uc_compose    the indices in mbi_uc_pairs that compose, ordered by (first, second) */
+/* unicode tables: begin (Unicode 15.0.0; made by tools/unicode.c) */
+static const uint32_t mbi_uc_classes[] = {
+    0,0x4B,0x70,0x103,0x108,0x182,0x1D0,0x209,0x2D8,0x309,0x3D8,0x42B,0x430,0x503,0x508,0x551,
+    0x558,0x592,0x5A0,0x5A9,0x5B0,0x5CA,0x5D1,0x5D8,0x5E2,0x5F8,0x601,0x6B8,0x6C1,0x7B8,0x7C1,
+    0x1610,0x1631,0x1690,0x1701,0x1728,0x1761,0x1768,0x1771,0x1778,0x1804,0x1A78,0x1A84,0x1B81,
+    0x1BA5,0x1BA8,0x1BB1,0x1BC0,0x1BD1,0x1BF4,0x1BF9,0x1C00,0x1C31,0x1C3C,0x1C41,0x1C58,0x1C61,
+    0x1C68,0x1C71,0x1D10,0x1D19,0x1FB0,0x1FB9,0x2410,0x241C,0x2440,0x2451,0x2980,0x2989,0x2AB8,
+    0x2AC9,0x2AD0,0x2B01,0x2C48,0x2C8C,0x2DF0,0x2DFC,0x2E00,0x2E0C,0x2E18,0x2E24,0x2E30,0x2E3C,
+    0x2E40,0x2E81,0x2F58,0x2F79,0x2F98,0x3084,0x30D8,0x3101,0x325C,0x3302,0x3350,0x3371,0x3384,
+    0x3389,0x36A0,0x36A9,0x36B4,0x36E8,0x36FC,0x3729,0x373C,0x3748,0x3754,0x3771,0x3782,0x37D1,
+    0x37E8,0x37F9,0x3800,0x3881,0x388C,0x3891,0x3984,0x3A58,0x3A69,0x3D30,0x3D89,0x3D90,0x3E02,
+    0x3E51,0x3F5C,0x3FA1,0x3FB0,0x3FD1,0x3FD8,0x3FEC,0x3FF0,0x4001,0x40B4,0x40D1,0x40DC,0x4121,
+    0x412C,0x4141,0x414C,0x4170,0x4201,0x42CC,0x42E0,0x4301,0x4358,0x4381,0x4440,0x4449,0x4478,
+    0x44C4,0x4501,0x4654,0x4710,0x471C,0x4800,0x4821,0x49D0,0x49E4,0x49E9,0x49F0,0x4A6C,0x4A70,
+    0x4A81,0x4A8C,0x4AA8,0x4AC5,0x4B01,0x4B10,0x4B32,0x4B80,0x4B89,0x4C08,0x4C29,0x4C68,0x4C79,
+    0x4C88,0x4C99,0x4D48,0x4D51,0x4D88,0x4D91,0x4D98,0x4DB1,0x4DD0,0x4DE4,0x4DE9,0x4DF4,0x4DF8,
+    0x4E6C,0x4E71,0x4E78,0x4EBC,0x4EC0,0x4EE5,0x4EF0,0x4EFD,0x4F01,0x4F10,0x4F32,0x4F81,0x4F90,
+    0x4FA2,0x4FD0,0x4FE1,0x4FE8,0x4FF4,0x4FF8,0x5029,0x5058,0x5079,0x5088,0x5099,0x5148,0x5151,
+    0x5188,0x5191,0x519D,0x51A0,0x51A9,0x51B5,0x51B8,0x51C1,0x51D0,0x51E4,0x51E8,0x526C,0x5270,
+    0x52CD,0x52E1,0x52E8,0x52F5,0x52F8,0x5332,0x5380,0x5391,0x53A8,0x5429,0x5470,0x5479,0x5490,
+    0x5499,0x5548,0x5551,0x5588,0x5591,0x55A0,0x55A9,0x55D0,0x55E4,0x55E9,0x55F0,0x566C,0x5670,
+    0x5681,0x5688,0x5701,0x5710,0x5732,0x5780,0x57C9,0x57D0,0x5829,0x5868,0x5879,0x5888,0x5899,
+    0x5948,0x5951,0x5988,0x5991,0x59A0,0x59A9,0x59D0,0x59E4,0x59E9,0x59F4,0x59F8,0x5A6C,0x5A70,
+    0x5AB4,0x5AC0,0x5AE5,0x5AF0,0x5AF9,0x5B10,0x5B32,0x5B80,0x5B89,0x5B92,0x5BC0,0x5C19,0x5C20,
+    0x5C29,0x5C58,0x5C71,0x5C88,0x5C91,0x5CB0,0x5CC9,0x5CD8,0x5CE1,0x5CE8,0x5CF1,0x5D00,0x5D19,
+    0x5D28,0x5D41,0x5D58,0x5D71,0x5DD0,0x5DF4,0x5DF8,0x5E6C,0x5E70,0x5E81,0x5E88,0x5EBC,0x5EC0,
+    0x5F32,0x5F98,0x6029,0x6068,0x6071,0x6088,0x6091,0x6148,0x6151,0x61D0,0x61E4,0x61E9,0x61F0,
+    0x626C,0x6270,0x62AC,0x62B8,0x62C1,0x62D8,0x62E9,0x62F0,0x6301,0x6310,0x6332,0x6380,0x63C2,
+    0x63F8,0x6401,0x6408,0x6429,0x6468,0x6471,0x6488,0x6491,0x6548,0x6551,0x65A0,0x65A9,0x65D0,
+    0x65E4,0x65E9,0x65F0,0x6614,0x6618,0x666C,0x6670,0x66AC,0x66B8,0x66E9,0x66F8,0x6701,0x6710,
+    0x6732,0x6780,0x6789,0x6798,0x6821,0x6868,0x6871,0x6888,0x6891,0x69DC,0x69E9,0x69F4,0x69F8,
+    0x6A6C,0x6A71,0x6A78,0x6AA1,0x6ABC,0x6AC2,0x6AF9,0x6B10,0x6B32,0x6BC8,0x6BD1,0x6C00,0x6C29,
+    0x6CB8,0x6CD1,0x6D90,0x6D99,0x6DE0,0x6DE9,0x6DF0,0x6E01,0x6E38,0x6E54,0x6E58,0x6E7C,0x6E80,
+    0x6EFC,0x6F00,0x6F32,0x6F80,0x7009,0x7188,0x7191,0x71A0,0x71C4,0x71D8,0x7201,0x7238,0x7244,
+    0x7260,0x7282,0x72D0,0x7409,0x7418,0x7421,0x7428,0x7431,0x7458,0x7461,0x7520,0x7529,0x7530,
+    0x7539,0x7588,0x7591,0x75A0,0x75C4,0x75D8,0x75E9,0x75F0,0x7601,0x7628,0x7631,0x7638,0x7644,
+    0x7660,0x7682,0x76D0,0x76E1,0x7700,0x7801,0x7808,0x78C4,0x78D0,0x7902,0x79A0,0x79AC,0x79B0,
+    0x79BC,0x79C0,0x79CC,0x79D0,0x7A01,0x7A1D,0x7A21,0x7A40,0x7A49,0x7A6D,0x7A71,0x7A95,0x7A99,
+    0x7ABD,0x7AC1,0x7AE5,0x7AE9,0x7B4D,0x7B51,0x7B68,0x7B8C,0x7BB8,0x7BC4,0x7BC8,0x7BD4,0x7BF0,
+    0x7C04,0x7C28,0x7C34,0x7C41,0x7C68,0x7C9C,0x7CA0,0x7CEC,0x7CF0,0x7D14,0x7D18,0x7D3C,0x7D40,
+    0x7D64,0x7D68,0x7DCC,0x7DD0,0x7E34,0x7E38,0x8001,0x8158,0x8174,0x8178,0x81BC,0x81C0,0x81CC,
+    0x81D8,0x81F9,0x8202,0x8250,0x8281,0x82B0,0x82D1,0x82F0,0x8309,0x8310,0x8329,0x8338,0x8371,
+    0x8388,0x83A9,0x8410,0x846C,0x8471,0x8478,0x8482,0x84D0,0x8501,0x8630,0x8639,0x8640,0x8669,
+    0x8670,0x8681,0x87D8,0x87E1,0x8B0D,0x8BB1,0x8D45,0x8E19,0x9248,0x9251,0x9270,0x9281,0x92B8,
+    0x92C1,0x92C8,0x92D1,0x92F0,0x9301,0x9448,0x9451,0x9470,0x9481,0x9588,0x9591,0x95B0,0x95C1,
+    0x95F8,0x9601,0x9608,0x9611,0x9630,0x9641,0x96B8,0x96C1,0x9888,0x9891,0x98B0,0x98C1,0x9AD8,
+    0x9AEC,0x9B00,0x9B4A,0x9BE8,0x9C01,0x9C80,0x9D01,0x9FB0,0x9FC1,0x9FF0,0xA009,0xB368,0xB379,
+    0xB403,0xB409,0xB4D8,0xB501,0xB758,0xB772,0xB789,0xB7C8,0xB801,0xB890,0xB8A4,0xB8B0,0xB8F9,
+    0xB990,0xB9A4,0xB9A8,0xBA01,0xBA90,0xBB01,0xBB68,0xBB71,0xBB88,0xBC01,0xBDA0,0xBE94,0xBE98,
+    0xBEB9,0xBEC0,0xBEE1,0xBEEC,0xBEF0,0xBF02,0xBF50,0xBF82,0xBFD0,0xC082,0xC0D0,0xC101,0xC3C8,
+    0xC401,0xC428,0xC439,0xC54C,0xC551,0xC558,0xC581,0xC7B0,0xC801,0xC8F8,0xC9CC,0xC9E0,0xCA32,
+    0xCA81,0xCB70,0xCB81,0xCBA8,0xCC01,0xCD60,0xCD81,0xCE50,0xCE82,0xCED8,0xD001,0xD0BC,0xD0C8,
+    0xD101,0xD2A8,0xD304,0xD308,0xD3AC,0xD3E8,0xD3FC,0xD402,0xD450,0xD482,0xD4D0,0xD539,0xD540,
+    0xD584,0xD5F0,0xD5FC,0xD678,0xD829,0xD9A4,0xD9B0,0xDA24,0xDA29,0xDA68,0xDA82,0xDAD0,0xDB5C,
+    0xDBA0,0xDC19,0xDD08,0xDD54,0xDD60,0xDD71,0xDD82,0xDDD1,0xDF34,0xDF38,0xDF94,0xDFA0,0xE001,
+    0xE120,0xE1BC,0xE1C0,0xE202,0xE250,0xE269,0xE282,0xE2D1,0xE3F0,0xE401,0xE448,0xE481,0xE5D8,
+    0xE5E9,0xE600,0xE684,0xE698,0xE6A4,0xE708,0xE714,0xE749,0xE76C,0xE771,0xE7A4,0xE7A9,0xE7B8,
+    0xE7C4,0xE7D1,0xE7D8,0xE801,0xEE04,0xF001,0xF8B0,0xF8C1,0xF8F0,0xF901,0xFA30,0xFA41,0xFA70,
+    0xFA81,0xFAC0,0xFAC9,0xFAD0,0xFAD9,0xFAE0,0xFAE9,0xFAF0,0xFAF9,0xFB8D,0xFB91,0xFB9D,0xFBA1,
+    0xFBAD,0xFBB1,0xFBBD,0xFBC1,0xFBCD,0xFBD1,0xFBDD,0xFBE1,0xFBED,0xFBF0,0xFC01,0xFDA8,0xFDB1,
+    0xFDDD,0xFDE1,0xFDE8,0xFDF5,0xFDF8,0xFE11,0xFE28,0xFE31,0xFE4D,0xFE51,0xFE5D,0xFE61,0xFE68,
+    0xFE81,0xFE9D,0xFEA0,0xFEB1,0xFEDD,0xFEE0,0xFF01,0xFF1D,0xFF21,0xFF5D,0xFF61,0xFF68,0xFF74,
+    0xFF80,0xFF91,0xFFA8,0xFFB1,0xFFCD,0xFFD1,0xFFDD,0xFFE1,0xFFEC,0xFFF0,0x10007,0x10013,0x10058,
+    0x10143,0x10150,0x1017B,0x10180,0x102FB,0x10300,0x10382,0x10389,0x10390,0x103A2,0x103D0,
+    0x103F9,0x10402,0x10450,0x10481,0x104E8,0x10684,0x106E8,0x1070C,0x10710,0x1072C,0x10788,
+    0x10811,0x10818,0x10839,0x10840,0x10851,0x108A0,0x108A9,0x108B0,0x108C9,0x108F0,0x10921,
+    0x10928,0x10935,0x10938,0x10941,0x10948,0x10955,0x10961,0x10970,0x10979,0x109D0,0x109E1,
+    0x10A00,0x10A29,0x10A50,0x10A71,0x10A78,0x10A82,0x10C19,0x10C2A,0x10C50,0x1194C,0x11958,
+    0x12302,0x124E0,0x12752,0x12800,0x13BB2,0x13CA0,0x156E4,0x156E8,0x16001,0x16728,0x16759,
+    0x1677C,0x16791,0x167A0,0x167EA,0x167F0,0x16801,0x16930,0x16939,0x16940,0x16969,0x16970,
+    0x16981,0x16B40,0x16B79,0x16B80,0x16BFC,0x16C01,0x16CB8,0x16D01,0x16D38,0x16D41,0x16D78,
+    0x16D81,0x16DB8,0x16DC1,0x16DF8,0x16E01,0x16E38,0x16E41,0x16E78,0x16E81,0x16EB8,0x16EC1,
+    0x16EF8,0x16F04,0x17000,0x17179,0x17180,0x18003,0x18008,0x18029,0x1803A,0x18040,0x1810A,
+    0x18154,0x18180,0x18189,0x181B0,0x181C2,0x181D9,0x181E8,0x18209,0x184B8,0x184CC,0x184D8,
+    0x184E9,0x18500,0x18509,0x187D8,0x187E1,0x18800,0x18829,0x18980,0x18989,0x18C78,0x18C92,
+    0x18CB0,0x18D01,0x18E00,0x18F81,0x19000,0x19102,0x19150,0x19242,0x19280,0x1928A,0x19300,
+    0x19402,0x19450,0x1958A,0x19600,0x1A001,0x26E00,0x27001,0x52468,0x52681,0x527F0,0x52801,
+    0x53068,0x53081,0x53102,0x53151,0x53160,0x53201,0x5337C,0x53380,0x533A4,0x533F0,0x533F9,
+    0x534F4,0x53501,0x53732,0x53784,0x53790,0x538B9,0x53900,0x53911,0x53C48,0x53C59,0x53E58,
+    0x53E81,0x53E90,0x53E99,0x53EA0,0x53EA9,0x53ED0,0x53F91,0x54010,0x54019,0x54034,0x54039,
+    0x54058,0x54061,0x54118,0x54164,0x54168,0x54182,0x541B0,0x54201,0x543A0,0x54411,0x545A0,
+    0x54624,0x54628,0x54682,0x546D0,0x54704,0x54791,0x547C0,0x547D9,0x547E0,0x547E9,0x547F8,
+    0x54802,0x54851,0x54930,0x5495C,0x54970,0x54981,0x54A38,0x54A9C,0x54AA0,0x54B01,0x54BE8,
+    0x54C21,0x54D9C,0x54DA0,0x54E04,0x54E08,0x54E79,0x54E82,0x54ED0,0x54F01,0x54F28,0x54F31,
+    0x54F82,0x54FD1,0x54FF8,0x55001,0x55148,0x55201,0x55218,0x55221,0x55260,0x55282,0x552D0,
+    0x55301,0x553B8,0x553D1,0x553D8,0x553F1,0x55584,0x55589,0x55594,0x555A9,0x555BC,0x555C9,
+    0x555F4,0x55601,0x5560C,0x55611,0x55618,0x556D9,0x556F0,0x55701,0x55758,0x55791,0x557A8,
+    0x557B4,0x557B8,0x55809,0x55838,0x55849,0x55878,0x55889,0x558B8,0x55901,0x55938,0x55941,
+    0x55978,0x55981,0x55AD8,0x55AE1,0x55B50,0x55B81,0x55F18,0x55F6C,0x55F70,0x55F82,0x55FD0,
+    0x56001,0x6BD20,0x6BD81,0x6BE38,0x6BE59,0x6BFE0,0x7C805,0x7D071,0x7D085,0x7D089,0x7D095,
+    0x7D099,0x7D0AD,0x7D0F9,0x7D105,0x7D109,0x7D115,0x7D119,0x7D12D,0x7D139,0x7D155,0x7D370,
+    0x7D385,0x7D6D0,0x7D801,0x7D838,0x7D899,0x7D8C0,0x7D8ED,0x7D8F4,0x7D8FD,0x7D901,0x7D948,
+    0x7D955,0x7D9B8,0x7D9C5,0x7D9E8,0x7D9F5,0x7D9F8,0x7DA05,0x7DA10,0x7DA1D,0x7DA28,0x7DA35,
+    0x7DA79,0x7DD90,0x7DE99,0x7E9F0,0x7EA81,0x7EC80,0x7EC91,0x7EE40,0x7EF81,0x7EFE0,0x7F104,
+    0x7F180,0x7F381,0x7F3A8,0x7F3B1,0x7F7E8,0x7F882,0x7F8D0,0x7F909,0x7F9D8,0x7FA09,0x7FAD8,
+    0x7FB31,0x7FDF8,0x7FE11,0x7FE40,0x7FE51,0x7FE80,0x7FE91,0x7FEC0,0x7FED1,0x7FEE8,0x80001,
+    0x80060,0x80069,0x80138,0x80141,0x801D8,0x801E1,0x801F0,0x801F9,0x80270,0x80281,0x802F0,
+    0x80401,0x807D8,0x8083A,0x809A0,0x80A02,0x80BC8,0x80C52,0x80C60,0x80FEC,0x80FF0,0x81401,
+    0x814E8,0x81501,0x81688,0x81704,0x8170A,0x817E0,0x81801,0x81902,0x81920,0x81969,0x81A0A,
+    0x81A11,0x81A52,0x81A58,0x81A81,0x81BB4,0x81BD8,0x81C01,0x81CF0,0x81D01,0x81E20,0x81E41,
+    0x81E80,0x81E8A,0x81EB0,0x82001,0x824F0,0x82502,0x82550,0x82581,0x826A0,0x826C1,0x827E0,
+    0x82801,0x82940,0x82981,0x82B20,0x82B81,0x82BD8,0x82BE1,0x82C58,0x82C61,0x82C98,0x82CA1,
+    0x82CB0,0x82CB9,0x82D10,0x82D19,0x82D90,0x82D99,0x82DD0,0x82DD9,0x82DE8,0x83001,0x839B8,
+    0x83A01,0x83AB0,0x83B01,0x83B40,0x83C01,0x83C30,0x83C39,0x83D88,0x83D91,0x83DD8,0x84001,
+    0x84030,0x84041,0x84048,0x84051,0x841B0,0x841B9,0x841C8,0x841E1,0x841E8,0x841F9,0x842B0,
+    0x842C2,0x84301,0x843B8,0x843CA,0x84401,0x844F8,0x8453A,0x84580,0x84701,0x84798,0x847A1,
+    0x847B0,0x847DA,0x84801,0x848B2,0x848E0,0x84901,0x849D0,0x84C01,0x84DC0,0x84DE2,0x84DF1,
+    0x84E02,0x84E80,0x84E92,0x85001,0x85008,0x8506C,0x85070,0x8507C,0x85081,0x850A0,0x850A9,
+    0x850C0,0x850C9,0x851B0,0x851C4,0x851D8,0x851FC,0x85202,0x85248,0x85301,0x853EA,0x853F8,
+    0x85401,0x854EA,0x85500,0x85601,0x85640,0x85649,0x8572C,0x85738,0x8575A,0x85780,0x85801,
+    0x859B0,0x85A01,0x85AB0,0x85AC2,0x85B01,0x85B98,0x85BC2,0x85C01,0x85C90,0x85D4A,0x85D80,
+    0x86001,0x86248,0x86401,0x86598,0x86601,0x86798,0x867D2,0x86801,0x86924,0x86940,0x86982,
+    0x869D0,0x87302,0x873F8,0x87401,0x87550,0x8755C,0x87568,0x87581,0x87590,0x877EC,0x87801,
+    0x878EA,0x87939,0x87940,0x87981,0x87A34,0x87A8A,0x87AA8,0x87B81,0x87C14,0x87C30,0x87D81,
+    0x87E2A,0x87E60,0x87F01,0x87FB8,0x88019,0x881C0,0x88234,0x88238,0x88292,0x88384,0x88389,
+    0x88398,0x883A9,0x883B0,0x883FC,0x88400,0x88419,0x88580,0x885CC,0x885D8,0x88681,0x88748,
+    0x88782,0x887D0,0x88804,0x88819,0x8893C,0x88940,0x8899C,0x889A8,0x889B2,0x88A00,0x88A21,
+    0x88A28,0x88A39,0x88A40,0x88A81,0x88B9C,0x88BA0,0x88BB1,0x88BB8,0x88C19,0x88D98,0x88E04,
+    0x88E09,0x88E28,0x88E54,0x88E58,0x88E82,0x88ED1,0x88ED8,0x88EE1,0x88EE8,0x88F0A,0x88FA8,
+    0x89001,0x89090,0x89099,0x89160,0x891AC,0x891B8,0x891F9,0x89208,0x89401,0x89438,0x89441,
+    0x89448,0x89451,0x89470,0x89479,0x894F0,0x894F9,0x89548,0x89581,0x896F8,0x8974C,0x89758,
+    0x89782,0x897D0,0x89829,0x89868,0x89879,0x89888,0x89899,0x89948,0x89951,0x89988,0x89991,
+    0x899A0,0x899A9,0x899D0,0x899DC,0x899E9,0x899F4,0x899F8,0x89A6C,0x89A70,0x89A81,0x89A88,
+    0x89ABC,0x89AC0,0x89AE9,0x89B10,0x89B34,0x89B68,0x89B84,0x89BA8,0x8A001,0x8A1A8,0x8A214,
+    0x8A218,0x8A234,0x8A239,0x8A258,0x8A282,0x8A2D0,0x8A2F4,0x8A2F9,0x8A310,0x8A401,0x8A584,
+    0x8A588,0x8A5D4,0x8A5D8,0x8A5EC,0x8A5F0,0x8A614,0x8A621,0x8A630,0x8A639,0x8A640,0x8A682,
+    0x8A6D0,0x8AC01,0x8AD7C,0x8AD80,0x8ADFC,0x8AE08,0x8AEC1,0x8AEE0,0x8B001,0x8B180,0x8B1FC,
+    0x8B200,0x8B221,0x8B228,0x8B282,0x8B2D0,0x8B401,0x8B558,0x8B5B4,0x8B5C1,0x8B5C8,0x8B602,
+    0x8B650,0x8B801,0x8B8D8,0x8B95C,0x8B960,0x8B982,0x8B9E0,0x8BA01,0x8BA38,0x8C001,0x8C160,
+    0x8C1CC,0x8C1D8,0x8C501,0x8C702,0x8C798,0x8C7F9,0x8C838,0x8C849,0x8C850,0x8C861,0x8C8A0,
+    0x8C8A9,0x8C8B8,0x8C8C1,0x8C984,0x8C988,0x8C9EC,0x8C9F9,0x8CA00,0x8CA09,0x8CA10,0x8CA1C,
+    0x8CA20,0x8CA82,0x8CAD0,0x8CD01,0x8CD40,0x8CD51,0x8CE88,0x8CF04,0x8CF09,0x8CF10,0x8CF19,
+    0x8CF20,0x8D001,0x8D008,0x8D059,0x8D198,0x8D1A4,0x8D1A8,0x8D1D1,0x8D1D8,0x8D23C,0x8D240,
+    0x8D281,0x8D288,0x8D2E1,0x8D450,0x8D4CC,0x8D4D0,0x8D4E9,0x8D4F0,0x8D581,0x8D7C8,0x8E001,
+    0x8E048,0x8E051,0x8E178,0x8E1FC,0x8E201,0x8E208,0x8E282,0x8E368,0x8E391,0x8E480,0x8E801,
+    0x8E838,0x8E841,0x8E850,0x8E859,0x8E988,0x8EA14,0x8EA18,0x8EA24,0x8EA31,0x8EA38,0x8EA82,
+    0x8EAD0,0x8EB01,0x8EB30,0x8EB39,0x8EB48,0x8EB51,0x8EC50,0x8ECBC,0x8ECC1,0x8ECC8,0x8ED02,
+    0x8ED50,0x8F701,0x8F798,0x8F811,0x8F818,0x8F821,0x8F888,0x8F891,0x8F9A0,0x8FA0C,0x8FA18,
+    0x8FA82,0x8FAD0,0x8FD81,0x8FD88,0x8FE02,0x8FEA8,0x90001,0x91CD0,0x92002,0x92378,0x92401,
+    0x92A20,0x97C81,0x97F88,0x98001,0x9A180,0x9A209,0x9A238,0xA2001,0xA3238,0xB4001,0xB51C8,
+    0xB5201,0xB52F8,0xB5302,0xB5350,0xB5381,0xB55F8,0xB5602,0xB5650,0xB5681,0xB5770,0xB5784,
+    0xB57A8,0xB5801,0xB5984,0xB59B8,0xB5A01,0xB5A20,0xB5A82,0xB5AD0,0xB5ADA,0xB5B10,0xB5B19,
+    0xB5BC0,0xB5BE9,0xB5C80,0xB7201,0xB7402,0xB74B8,0xB7801,0xB7A58,0xB7A81,0xB7A88,0xB7C99,
+    0xB7D00,0xB7F01,0xB7F10,0xB7F19,0xB7F20,0xB7F84,0xB7F90,0xB8001,0xC3FC0,0xC4001,0xC66B0,
+    0xC6801,0xC6848,0xD7F81,0xD7FA0,0xD7FA9,0xD7FE0,0xD7FE9,0xD7FF8,0xD8001,0xD8918,0xD8991,
+    0xD8998,0xD8A81,0xD8A98,0xD8AA9,0xD8AB0,0xD8B21,0xD8B40,0xD8B81,0xD97E0,0xDE001,0xDE358,
+    0xDE381,0xDE3E8,0xDE401,0xDE448,0xDE481,0xDE4D0,0xDE4F4,0xDE4F8,0xE8AF4,0xE8B50,0xE8B6C,
+    0xE8B98,0xE8BDC,0xE8C18,0xE8C2C,0xE8C60,0xE8D54,0xE8D70,0xE8DDC,0xE8E08,0xE9214,0xE9228,
+    0xE9602,0xE96A0,0xE9702,0xE97A0,0xE9B02,0xE9BC8,0xEA001,0xEA2A8,0xEA2B1,0xEA4E8,0xEA4F1,
+    0xEA500,0xEA511,0xEA518,0xEA529,0xEA538,0xEA549,0xEA568,0xEA571,0xEA5D0,0xEA5D9,0xEA5E0,
+    0xEA5E9,0xEA620,0xEA629,0xEA830,0xEA839,0xEA858,0xEA869,0xEA8A8,0xEA8B1,0xEA8E8,0xEA8F1,
+    0xEA9D0,0xEA9D9,0xEA9F8,0xEAA01,0xEAA28,0xEAA31,0xEAA38,0xEAA51,0xEAA88,0xEAA91,0xEB530,
+    0xEB541,0xEB608,0xEB611,0xEB6D8,0xEB6E1,0xEB7D8,0xEB7E1,0xEB8A8,0xEB8B1,0xEB9A8,0xEB9B1,
+    0xEBA78,0xEBA81,0xEBB78,0xEBB81,0xEBC48,0xEBC51,0xEBD48,0xEBD51,0xEBE18,0xEBE21,0xEBE60,
+    0xEBE72,0xEC000,0xEF801,0xEF8F8,0xEF929,0xEF958,0xF0004,0xF0038,0xF0044,0xF00C8,0xF00DC,
+    0xF0110,0xF011C,0xF0128,0xF0134,0xF0158,0xF0181,0xF0370,0xF047C,0xF0480,0xF0801,0xF0968,
+    0xF0984,0xF09B9,0xF09F0,0xF0A02,0xF0A50,0xF0A71,0xF0A78,0xF1481,0xF1574,0xF1578,0xF1601,
+    0xF1764,0xF1782,0xF17D0,0xF2681,0xF2764,0xF2782,0xF27D0,0xF3F01,0xF3F38,0xF3F41,0xF3F60,
+    0xF3F69,0xF3F78,0xF3F81,0xF3FF8,0xF4001,0xF4628,0xF463A,0xF4684,0xF46B8,0xF4801,0xF4A24,
+    0xF4A59,0xF4A60,0xF4A82,0xF4AD0,0xF638A,0xF6560,0xF656A,0xF6580,0xF658A,0xF65A8,0xF680A,
+    0xF6970,0xF697A,0xF69F0,0xF7001,0xF7020,0xF7029,0xF7100,0xF7109,0xF7118,0xF7121,0xF7128,
+    0xF7139,0xF7140,0xF7149,0xF7198,0xF71A1,0xF71C0,0xF71C9,0xF71D0,0xF71D9,0xF71E0,0xF7211,
+    0xF7218,0xF7239,0xF7240,0xF7249,0xF7250,0xF7259,0xF7260,0xF7269,0xF7280,0xF7289,0xF7298,
+    0xF72A1,0xF72A8,0xF72B9,0xF72C0,0xF72C9,0xF72D0,0xF72D9,0xF72E0,0xF72E9,0xF72F0,0xF72F9,
+    0xF7300,0xF7309,0xF7318,0xF7321,0xF7328,0xF7339,0xF7358,0xF7361,0xF7398,0xF73A1,0xF73C0,
+    0xF73C9,0xF73E8,0xF73F1,0xF73F8,0xF7401,0xF7450,0xF7459,0xF74E0,0xF7509,0xF7520,0xF7529,
+    0xF7550,0xF7559,0xF75E0,0xF8802,0xF8868,0xFDF82,0xFDFD0,0x100001,0x153700,0x153801,0x15B9D0,
+    0x15BA01,0x15C0F0,0x15C101,0x167510,0x167581,0x175F08,0x17C005,0x17D0F0,0x180001,0x189A58,
+    0x189A81,0x191D80,
+};
+static const uint32_t mbi_uc_combining[] = {
+    0,0x300E6,0x315E8,0x316DC,0x31AE8,0x31BD8,0x31CDC,0x321CA,0x323DC,0x327CA,0x329DC,0x33401,
+    0x339DC,0x33DE6,0x345F0,0x346E6,0x347DC,0x34AE6,0x34DDC,0x34F00,0x350E6,0x353DC,0x357E6,
+    0x358E8,0x359DC,0x35BE6,0x35CE9,0x35DEA,0x35FE9,0x360EA,0x362E9,0x363E6,0x37000,0x483E6,
+    0x48800,0x591DC,0x592E6,0x596DC,0x597E6,0x59ADE,0x59BDC,0x59CE6,0x5A2DC,0x5A8E6,0x5AADC,
+    0x5ABE6,0x5ADDE,0x5AEE4,0x5AFE6,0x5B00A,0x5B10B,0x5B20C,0x5B30D,0x5B40E,0x5B50F,0x5B610,
+    0x5B711,0x5B812,0x5B913,0x5BB14,0x5BC15,0x5BD16,0x5BE00,0x5BF17,0x5C000,0x5C118,0x5C219,
+    0x5C300,0x5C4E6,0x5C5DC,0x5C600,0x5C712,0x5C800,0x610E6,0x6181E,0x6191F,0x61A20,0x61B00,
+    0x64B1B,0x64C1C,0x64D1D,0x64E1E,0x64F1F,0x65020,0x65121,0x65222,0x653E6,0x655DC,0x657E6,
+    0x65CDC,0x65DE6,0x65FDC,0x66000,0x67023,0x67100,0x6D6E6,0x6DD00,0x6DFE6,0x6E3DC,0x6E4E6,
+    0x6E500,0x6E7E6,0x6E900,0x6EADC,0x6EBE6,0x6EDDC,0x6EE00,0x71124,0x71200,0x730E6,0x731DC,
+    0x732E6,0x734DC,0x735E6,0x737DC,0x73AE6,0x73BDC,0x73DE6,0x73EDC,0x73FE6,0x742DC,0x743E6,
+    0x744DC,0x745E6,0x746DC,0x747E6,0x748DC,0x749E6,0x74B00,0x7EBE6,0x7F2DC,0x7F3E6,0x7F400,
+    0x7FDDC,0x7FE00,0x816E6,0x81A00,0x81BE6,0x82400,0x825E6,0x82800,0x829E6,0x82E00,0x859DC,
+    0x85C00,0x898E6,0x899DC,0x89CE6,0x8A000,0x8CAE6,0x8CFDC,0x8D4E6,0x8E200,0x8E3DC,0x8E4E6,
+    0x8E6DC,0x8E7E6,0x8E9DC,0x8EAE6,0x8EDDC,0x8F01B,0x8F11C,0x8F21D,0x8F3E6,0x8F6DC,0x8F7E6,
+    0x8F9DC,0x8FBE6,0x90000,0x93C07,0x93D00,0x94D09,0x94E00,0x951E6,0x952DC,0x953E6,0x95500,
+    0x9BC07,0x9BD00,0x9CD09,0x9CE00,0x9FEE6,0x9FF00,0xA3C07,0xA3D00,0xA4D09,0xA4E00,0xABC07,
+    0xABD00,0xACD09,0xACE00,0xB3C07,0xB3D00,0xB4D09,0xB4E00,0xBCD09,0xBCE00,0xC3C07,0xC3D00,
+    0xC4D09,0xC4E00,0xC5554,0xC565B,0xC5700,0xCBC07,0xCBD00,0xCCD09,0xCCE00,0xD3B09,0xD3D00,
+    0xD4D09,0xD4E00,0xDCA09,0xDCB00,0xE3867,0xE3A09,0xE3B00,0xE486B,0xE4C00,0xEB876,0xEBA09,
+    0xEBB00,0xEC87A,0xECC00,0xF18DC,0xF1A00,0xF35DC,0xF3600,0xF37DC,0xF3800,0xF39D8,0xF3A00,
+    0xF7181,0xF7282,0xF7300,0xF7484,0xF7500,0xF7A82,0xF7E00,0xF8082,0xF8100,0xF82E6,0xF8409,
+    0xF8500,0xF86E6,0xF8800,0xFC6DC,0xFC700,0x103707,0x103800,0x103909,0x103B00,0x108DDC,0x108E00,
+    0x135DE6,0x136000,0x171409,0x171600,0x173409,0x173500,0x17D209,0x17D300,0x17DDE6,0x17DE00,
+    0x18A9E4,0x18AA00,0x1939DE,0x193AE6,0x193BDC,0x193C00,0x1A17E6,0x1A18DC,0x1A1900,0x1A6009,
+    0x1A6100,0x1A75E6,0x1A7D00,0x1A7FDC,0x1A8000,0x1AB0E6,0x1AB5DC,0x1ABBE6,0x1ABDDC,0x1ABE00,
+    0x1ABFDC,0x1AC1E6,0x1AC3DC,0x1AC5E6,0x1ACADC,0x1ACBE6,0x1ACF00,0x1B3407,0x1B3500,0x1B4409,
+    0x1B4500,0x1B6BE6,0x1B6CDC,0x1B6DE6,0x1B7400,0x1BAA09,0x1BAC00,0x1BE607,0x1BE700,0x1BF209,
+    0x1BF400,0x1C3707,0x1C3800,0x1CD0E6,0x1CD300,0x1CD401,0x1CD5DC,0x1CDAE6,0x1CDCDC,0x1CE0E6,
+    0x1CE100,0x1CE201,0x1CE900,0x1CEDDC,0x1CEE00,0x1CF4E6,0x1CF500,0x1CF8E6,0x1CFA00,0x1DC0E6,
+    0x1DC2DC,0x1DC3E6,0x1DCADC,0x1DCBE6,0x1DCDEA,0x1DCED6,0x1DCFDC,0x1DD0CA,0x1DD1E6,0x1DF6E8,
+    0x1DF7E4,0x1DF9DC,0x1DFADA,0x1DFBE6,0x1DFCE9,0x1DFDDC,0x1DFEE6,0x1DFFDC,0x1E0000,0x20D0E6,
+    0x20D201,0x20D4E6,0x20D801,0x20DBE6,0x20DD00,0x20E1E6,0x20E200,0x20E501,0x20E7E6,0x20E8DC,
+    0x20E9E6,0x20EA01,0x20ECDC,0x20F0E6,0x20F100,0x2CEFE6,0x2CF200,0x2D7F09,0x2D8000,0x2DE0E6,
+    0x2E0000,0x302ADA,0x302BE4,0x302CE8,0x302DDE,0x302EE0,0x303000,0x309908,0x309B00,0xA66FE6,
+    0xA67000,0xA674E6,0xA67E00,0xA69EE6,0xA6A000,0xA6F0E6,0xA6F200,0xA80609,0xA80700,0xA82C09,
+    0xA82D00,0xA8C409,0xA8C500,0xA8E0E6,0xA8F200,0xA92BDC,0xA92E00,0xA95309,0xA95400,0xA9B307,
+    0xA9B400,0xA9C009,0xA9C100,0xAAB0E6,0xAAB100,0xAAB2E6,0xAAB4DC,0xAAB500,0xAAB7E6,0xAAB900,
+    0xAABEE6,0xAAC000,0xAAC1E6,0xAAC200,0xAAF609,0xAAF700,0xABED09,0xABEE00,0xFB1E1A,0xFB1F00,
+    0xFE20E6,0xFE27DC,0xFE2EE6,0xFE3000,0x101FDDC,0x101FE00,0x102E0DC,0x102E100,0x10376E6,
+    0x1037B00,0x10A0DDC,0x10A0E00,0x10A0FE6,0x10A1000,0x10A38E6,0x10A3901,0x10A3ADC,0x10A3B00,
+    0x10A3F09,0x10A4000,0x10AE5E6,0x10AE6DC,0x10AE700,0x10D24E6,0x10D2800,0x10EABE6,0x10EAD00,
+    0x10EFDDC,0x10F0000,0x10F46DC,0x10F48E6,0x10F4BDC,0x10F4CE6,0x10F4DDC,0x10F5100,0x10F82E6,
+    0x10F83DC,0x10F84E6,0x10F85DC,0x10F8600,0x1104609,0x1104700,0x1107009,0x1107100,0x1107F09,
+    0x1108000,0x110B909,0x110BA07,0x110BB00,0x11100E6,0x1110300,0x1113309,0x1113500,0x1117307,
+    0x1117400,0x111C009,0x111C100,0x111CA07,0x111CB00,0x1123509,0x1123607,0x1123700,0x112E907,
+    0x112EA09,0x112EB00,0x1133B07,0x1133D00,0x1134D09,0x1134E00,0x11366E6,0x1136D00,0x11370E6,
+    0x1137500,0x1144209,0x1144300,0x1144607,0x1144700,0x1145EE6,0x1145F00,0x114C209,0x114C307,
+    0x114C400,0x115BF09,0x115C007,0x115C100,0x1163F09,0x1164000,0x116B609,0x116B707,0x116B800,
+    0x1172B09,0x1172C00,0x1183909,0x1183A07,0x1183B00,0x1193D09,0x1193F00,0x1194307,0x1194400,
+    0x119E009,0x119E100,0x11A3409,0x11A3500,0x11A4709,0x11A4800,0x11A9909,0x11A9A00,0x11C3F09,
+    0x11C4000,0x11D4207,0x11D4300,0x11D4409,0x11D4600,0x11D9709,0x11D9800,0x11F4109,0x11F4300,
+    0x16AF001,0x16AF500,0x16B30E6,0x16B3700,0x16FF006,0x16FF200,0x1BC9E01,0x1BC9F00,0x1D165D8,
+    0x1D16701,0x1D16A00,0x1D16DE2,0x1D16ED8,0x1D17300,0x1D17BDC,0x1D18300,0x1D185E6,0x1D18ADC,
+    0x1D18C00,0x1D1AAE6,0x1D1AE00,0x1D242E6,0x1D24500,0x1E000E6,0x1E00700,0x1E008E6,0x1E01900,
+    0x1E01BE6,0x1E02200,0x1E023E6,0x1E02500,0x1E026E6,0x1E02B00,0x1E08FE6,0x1E09000,0x1E130E6,
+    0x1E13700,0x1E2AEE6,0x1E2AF00,0x1E2ECE6,0x1E2F000,0x1E4ECE8,0x1E4EEDC,0x1E4EFE6,0x1E4F000,
+    0x1E8D0DC,0x1E8D700,0x1E944E6,0x1E94A07,0x1E94B00,
+};
+static const uint32_t mbi_uc_cjk1[] = {
+    0x8C48,0x66F4,0x8ECA,0x8CC8,0x6ED1,0x4E32,0x53E5,0x9F9C,0x9F9C,0x5951,0x91D1,0x5587,0x5948,
+    0x61F6,0x7669,0x7F85,0x863F,0x87BA,0x88F8,0x908F,0x6A02,0x6D1B,0x70D9,0x73DE,0x843D,0x916A,
+    0x99F1,0x4E82,0x5375,0x6B04,0x721B,0x862D,0x9E1E,0x5D50,0x6FEB,0x85CD,0x8964,0x62C9,0x81D8,
+    0x881F,0x5ECA,0x6717,0x6D6A,0x72FC,0x90CE,0x4F86,0x51B7,0x52DE,0x64C4,0x6AD3,0x7210,0x76E7,
+    0x8001,0x8606,0x865C,0x8DEF,0x9732,0x9B6F,0x9DFA,0x788C,0x797F,0x7DA0,0x83C9,0x9304,0x9E7F,
+    0x8AD6,0x58DF,0x5F04,0x7C60,0x807E,0x7262,0x78CA,0x8CC2,0x96F7,0x58D8,0x5C62,0x6A13,0x6DDA,
+    0x6F0F,0x7D2F,0x7E37,0x964B,0x52D2,0x808B,0x51DC,0x51CC,0x7A1C,0x7DBE,0x83F1,0x9675,0x8B80,
+    0x62CF,0x6A02,0x8AFE,0x4E39,0x5BE7,0x6012,0x7387,0x7570,0x5317,0x78FB,0x4FBF,0x5FA9,0x4E0D,
+    0x6CCC,0x6578,0x7D22,0x53C3,0x585E,0x7701,0x8449,0x8AAA,0x6BBA,0x8FB0,0x6C88,0x62FE,0x82E5,
+    0x63A0,0x7565,0x4EAE,0x5169,0x51C9,0x6881,0x7CE7,0x826F,0x8AD2,0x91CF,0x52F5,0x5442,0x5973,
+    0x5EEC,0x65C5,0x6FFE,0x792A,0x95AD,0x9A6A,0x9E97,0x9ECE,0x529B,0x66C6,0x6B77,0x8F62,0x5E74,
+    0x6190,0x6200,0x649A,0x6F23,0x7149,0x7489,0x79CA,0x7DF4,0x806F,0x8F26,0x84EE,0x9023,0x934A,
+    0x5217,0x52A3,0x54BD,0x70C8,0x88C2,0x8AAA,0x5EC9,0x5FF5,0x637B,0x6BAE,0x7C3E,0x7375,0x4EE4,
+    0x56F9,0x5BE7,0x5DBA,0x601C,0x73B2,0x7469,0x7F9A,0x8046,0x9234,0x96F6,0x9748,0x9818,0x4F8B,
+    0x79AE,0x91B4,0x96B8,0x60E1,0x4E86,0x50DA,0x5BEE,0x5C3F,0x6599,0x6A02,0x71CE,0x7642,0x84FC,
+    0x907C,0x9F8D,0x6688,0x962E,0x5289,0x677B,0x67F3,0x6D41,0x6E9C,0x7409,0x7559,0x786B,0x7D10,
+    0x985E,0x516D,0x622E,0x9678,0x502B,0x5D19,0x6DEA,0x8F2A,0x5F8B,0x6144,0x6817,0x7387,0x9686,
+    0x5229,0x540F,0x5C65,0x6613,0x674E,0x68A8,0x6CE5,0x7406,0x75E2,0x7F79,0x88CF,0x88E1,0x91CC,
+    0x96E2,0x533F,0x6EBA,0x541D,0x71D0,0x7498,0x85FA,0x96A3,0x9C57,0x9E9F,0x6797,0x6DCB,0x81E8,
+    0x7ACB,0x7B20,0x7C92,0x72C0,0x7099,0x8B58,0x4EC0,0x8336,0x523A,0x5207,0x5EA6,0x62D3,0x7CD6,
+    0x5B85,0x6D1E,0x66B4,0x8F3B,0x884C,0x964D,0x898B,0x5ED3,0x5140,0x55C0,0,0,0x585A,0,0x6674,0,0,
+    0x51DE,0x732A,0x76CA,0x793C,0x795E,0x7965,0x798F,0x9756,0x7CBE,0x7FBD,0,0x8612,0,0x8AF8,0,0,
+    0x9038,0x90FD,0,0,0,0x98EF,0x98FC,0x9928,0x9DB4,0x90DE,0x96B7,0x4FAE,0x50E7,0x514D,0x52C9,
+    0x52E4,0x5351,0x559D,0x5606,0x5668,0x5840,0x58A8,0x5C64,0x5C6E,0x6094,0x6168,0x618E,0x61F2,
+    0x654F,0x65E2,0x6691,0x6885,0x6D77,0x6E1A,0x6F22,0x716E,0x722B,0x7422,0x7891,0x793E,0x7949,
+    0x7948,0x7950,0x7956,0x795D,0x798D,0x798E,0x7A40,0x7A81,0x7BC0,0x7DF4,0x7E09,0x7E41,0x7F72,
+    0x8005,0x81ED,0x8279,0x8279,0x8457,0x8910,0x8996,0x8B01,0x8B39,0x8CD3,0x8D08,0x8FB6,0x9038,
+    0x96E3,0x97FF,0x983B,0x6075,0x242EE,0x8218,0,0,0x4E26,0x51B5,0x5168,0x4F80,0x5145,0x5180,
+    0x52C7,0x52FA,0x559D,0x5555,0x5599,0x55E2,0x585A,0x58B3,0x5944,0x5954,0x5A62,0x5B28,0x5ED2,
+    0x5ED9,0x5F69,0x5FAD,0x60D8,0x614E,0x6108,0x618E,0x6160,0x61F2,0x6234,0x63C4,0x641C,0x6452,
+    0x6556,0x6674,0x6717,0x671B,0x6756,0x6B79,0x6BBA,0x6D41,0x6EDB,0x6ECB,0x6F22,0x701E,0x716E,
+    0x77A7,0x7235,0x72AF,0x732A,0x7471,0x7506,0x753B,0x761D,0x761F,0x76CA,0x76DB,0x76F4,0x774A,
+    0x7740,0x78CC,0x7AB1,0x7BC0,0x7C7B,0x7D5B,0x7DF4,0x7F3E,0x8005,0x8352,0x83EF,0x8779,0x8941,
+    0x8986,0x8996,0x8ABF,0x8AF8,0x8ACB,0x8B01,0x8AFE,0x8AED,0x8B39,0x8B8A,0x8D08,0x8F38,0x9072,
+    0x9199,0x9276,0x967C,0x96E3,0x9756,0x97DB,0x97FF,0x980B,0x983B,0x9B12,0x9F9C,0x2284A,0x22844,
+    0x233D5,0x3B9D,0x4018,0x4039,0x25249,0x25CD0,0x27ED3,0x9F43,0x9F8E,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+    0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,
+};
+static const uint32_t mbi_uc_cjk2[] = {
+    0x4E3D,0x4E38,0x4E41,0x20122,0x4F60,0x4FAE,0x4FBB,0x5002,0x507A,0x5099,0x50E7,0x50CF,0x349E,
+    0x2063A,0x514D,0x5154,0x5164,0x5177,0x2051C,0x34B9,0x5167,0x518D,0x2054B,0x5197,0x51A4,0x4ECC,
+    0x51AC,0x51B5,0x291DF,0x51F5,0x5203,0x34DF,0x523B,0x5246,0x5272,0x5277,0x3515,0x52C7,0x52C9,
+    0x52E4,0x52FA,0x5305,0x5306,0x5317,0x5349,0x5351,0x535A,0x5373,0x537D,0x537F,0x537F,0x537F,
+    0x20A2C,0x7070,0x53CA,0x53DF,0x20B63,0x53EB,0x53F1,0x5406,0x549E,0x5438,0x5448,0x5468,0x54A2,
+    0x54F6,0x5510,0x5553,0x5563,0x5584,0x5584,0x5599,0x55AB,0x55B3,0x55C2,0x5716,0x5606,0x5717,
+    0x5651,0x5674,0x5207,0x58EE,0x57CE,0x57F4,0x580D,0x578B,0x5832,0x5831,0x58AC,0x214E4,0x58F2,
+    0x58F7,0x5906,0x591A,0x5922,0x5962,0x216A8,0x216EA,0x59EC,0x5A1B,0x5A27,0x59D8,0x5A66,0x36EE,
+    0x36FC,0x5B08,0x5B3E,0x5B3E,0x219C8,0x5BC3,0x5BD8,0x5BE7,0x5BF3,0x21B18,0x5BFF,0x5C06,0x5F53,
+    0x5C22,0x3781,0x5C60,0x5C6E,0x5CC0,0x5C8D,0x21DE4,0x5D43,0x21DE6,0x5D6E,0x5D6B,0x5D7C,0x5DE1,
+    0x5DE2,0x382F,0x5DFD,0x5E28,0x5E3D,0x5E69,0x3862,0x22183,0x387C,0x5EB0,0x5EB3,0x5EB6,0x5ECA,
+    0x2A392,0x5EFE,0x22331,0x22331,0x8201,0x5F22,0x5F22,0x38C7,0x232B8,0x261DA,0x5F62,0x5F6B,
+    0x38E3,0x5F9A,0x5FCD,0x5FD7,0x5FF9,0x6081,0x393A,0x391C,0x6094,0x226D4,0x60C7,0x6148,0x614C,
+    0x614E,0x614C,0x617A,0x618E,0x61B2,0x61A4,0x61AF,0x61DE,0x61F2,0x61F6,0x6210,0x621B,0x625D,
+    0x62B1,0x62D4,0x6350,0x22B0C,0x633D,0x62FC,0x6368,0x6383,0x63E4,0x22BF1,0x6422,0x63C5,0x63A9,
+    0x3A2E,0x6469,0x647E,0x649D,0x6477,0x3A6C,0x654F,0x656C,0x2300A,0x65E3,0x66F8,0x6649,0x3B19,
+    0x6691,0x3B08,0x3AE4,0x5192,0x5195,0x6700,0x669C,0x80AD,0x43D9,0x6717,0x671B,0x6721,0x675E,
+    0x6753,0x233C3,0x3B49,0x67FA,0x6785,0x6852,0x6885,0x2346D,0x688E,0x681F,0x6914,0x3B9D,0x6942,
+    0x69A3,0x69EA,0x6AA8,0x236A3,0x6ADB,0x3C18,0x6B21,0x238A7,0x6B54,0x3C4E,0x6B72,0x6B9F,0x6BBA,
+    0x6BBB,0x23A8D,0x21D0B,0x23AFA,0x6C4E,0x23CBC,0x6CBF,0x6CCD,0x6C67,0x6D16,0x6D3E,0x6D77,0x6D41,
+    0x6D69,0x6D78,0x6D85,0x23D1E,0x6D34,0x6E2F,0x6E6E,0x3D33,0x6ECB,0x6EC7,0x23ED1,0x6DF9,0x6F6E,
+    0x23F5E,0x23F8E,0x6FC6,0x7039,0x701E,0x701B,0x3D96,0x704A,0x707D,0x7077,0x70AD,0x20525,0x7145,
+    0x24263,0x719C,0x243AB,0x7228,0x7235,0x7250,0x24608,0x7280,0x7295,0x24735,0x24814,0x737A,
+    0x738B,0x3EAC,0x73A5,0x3EB8,0x3EB8,0x7447,0x745C,0x7471,0x7485,0x74CA,0x3F1B,0x7524,0x24C36,
+    0x753E,0x24C92,0x7570,0x2219F,0x7610,0x24FA1,0x24FB8,0x25044,0x3FFC,0x4008,0x76F4,0x250F3,
+    0x250F2,0x25119,0x25133,0x771E,0x771F,0x771F,0x774A,0x4039,0x778B,0x4046,0x4096,0x2541D,0x784E,
+    0x788C,0x78CC,0x40E3,0x25626,0x7956,0x2569A,0x256C5,0x798F,0x79EB,0x412F,0x7A40,0x7A4A,0x7A4F,
+    0x2597C,0x25AA7,0x25AA7,0x7AEE,0x4202,0x25BAB,0x7BC6,0x7BC9,0x4227,0x25C80,0x7CD2,0x42A0,
+    0x7CE8,0x7CE3,0x7D00,0x25F86,0x7D63,0x4301,0x7DC7,0x7E02,0x7E45,0x4334,0x26228,0x26247,0x4359,
+    0x262D9,0x7F7A,0x2633E,0x7F95,0x7FFA,0x8005,0x264DA,0x26523,0x8060,0x265A8,0x8070,0x2335F,
+    0x43D5,0x80B2,0x8103,0x440B,0x813E,0x5AB5,0x267A7,0x267B5,0x23393,0x2339C,0x8201,0x8204,0x8F9E,
+    0x446B,0x8291,0x828B,0x829D,0x52B3,0x82B1,0x82B3,0x82BD,0x82E6,0x26B3C,0x82E5,0x831D,0x8363,
+    0x83AD,0x8323,0x83BD,0x83E7,0x8457,0x8353,0x83CA,0x83CC,0x83DC,0x26C36,0x26D6B,0x26CD5,0x452B,
+    0x84F1,0x84F3,0x8516,0x273CA,0x8564,0x26F2C,0x455D,0x4561,0x26FB1,0x270D2,0x456B,0x8650,0x865C,
+    0x8667,0x8669,0x86A9,0x8688,0x870E,0x86E2,0x8779,0x8728,0x876B,0x8786,0x45D7,0x87E1,0x8801,
+    0x45F9,0x8860,0x8863,0x27667,0x88D7,0x88DE,0x4635,0x88FA,0x34BB,0x278AE,0x27966,0x46BE,0x46C7,
+    0x8AA0,0x8AED,0x8B8A,0x8C55,0x27CA8,0x8CAB,0x8CC1,0x8D1B,0x8D77,0x27F2F,0x20804,0x8DCB,0x8DBC,
+    0x8DF0,0x208DE,0x8ED4,0x8F38,0x285D2,0x285ED,0x9094,0x90F1,0x9111,0x2872E,0x911B,0x9238,0x92D7,
+    0x92D8,0x927C,0x93F9,0x9415,0x28BFA,0x958B,0x4995,0x95B7,0x28D77,0x49E6,0x96C3,0x5DB2,0x9723,
+    0x29145,0x2921A,0x4A6E,0x4A76,0x97E0,0x2940A,0x4AB2,0x29496,0x980B,0x980B,0x9829,0x295B6,
+    0x98E2,0x4B33,0x9929,0x99A7,0x99C2,0x99FE,0x4BCE,0x29B30,0x9B12,0x9C40,0x9CFD,0x4CCE,0x4CED,
+    0x9D67,0x2A0CE,0x4CF8,0x2A105,0x2A20E,0x2A291,0x9EBB,0x4D56,0x9EF9,0x9EFE,0x9F05,0x9F0F,0x9F16,
+    0x9F3B,0x2A600,0,0,
+};
+static const uint64_t mbi_uc_pairs[] = {
+    0x3000008200300u,0x3040008200301u,0x3080008200302u,0x30C0008200303u,0x3100008200308u,
+    0x314000820030Au,0x31C0008600327u,0x3200008A00300u,0x3240008A00301u,0x3280008A00302u,
+    0x32C0008A00308u,0x3300009200300u,0x3340009200301u,0x3380009200302u,0x33C0009200308u,
+    0x3440009C00303u,0x3480009E00300u,0x34C0009E00301u,0x3500009E00302u,0x3540009E00303u,
+    0x3580009E00308u,0x364000AA00300u,0x368000AA00301u,0x36C000AA00302u,0x370000AA00308u,
+    0x374000B200301u,0x380000C200300u,0x384000C200301u,0x388000C200302u,0x38C000C200303u,
+    0x390000C200308u,0x394000C20030Au,0x39C000C600327u,0x3A0000CA00300u,0x3A4000CA00301u,
+    0x3A8000CA00302u,0x3AC000CA00308u,0x3B0000D200300u,0x3B4000D200301u,0x3B8000D200302u,
+    0x3BC000D200308u,0x3C4000DC00303u,0x3C8000DE00300u,0x3CC000DE00301u,0x3D0000DE00302u,
+    0x3D4000DE00303u,0x3D8000DE00308u,0x3E4000EA00300u,0x3E8000EA00301u,0x3EC000EA00302u,
+    0x3F0000EA00308u,0x3F4000F200301u,0x3FC000F200308u,0x4000008200304u,0x404000C200304u,
+    0x4080008200306u,0x40C000C200306u,0x4100008200328u,0x414000C200328u,0x4180008600301u,
+    0x41C000C600301u,0x4200008600302u,0x424000C600302u,0x4280008600307u,0x42C000C600307u,
+    0x430000860030Cu,0x434000C60030Cu,0x438000880030Cu,0x43C000C80030Cu,0x4480008A00304u,
+    0x44C000CA00304u,0x4500008A00306u,0x454000CA00306u,0x4580008A00307u,0x45C000CA00307u,
+    0x4600008A00328u,0x464000CA00328u,0x4680008A0030Cu,0x46C000CA0030Cu,0x4700008E00302u,
+    0x474000CE00302u,0x4780008E00306u,0x47C000CE00306u,0x4800008E00307u,0x484000CE00307u,
+    0x4880008E00327u,0x48C000CE00327u,0x4900009000302u,0x494000D000302u,0x4A00009200303u,
+    0x4A4000D200303u,0x4A80009200304u,0x4AC000D200304u,0x4B00009200306u,0x4B4000D200306u,
+    0x4B80009200328u,0x4BC000D200328u,0x4C00009200307u,0x4D00009400302u,0x4D4000D400302u,
+    0x4D80009600327u,0x4DC000D600327u,0x4E40009800301u,0x4E8000D800301u,0x4EC0009800327u,
+    0x4F0000D800327u,0x4F4000980030Cu,0x4F8000D80030Cu,0x50C0009C00301u,0x510000DC00301u,
+    0x5140009C00327u,0x518000DC00327u,0x51C0009C0030Cu,0x520000DC0030Cu,0x5300009E00304u,
+    0x534000DE00304u,0x5380009E00306u,0x53C000DE00306u,0x5400009E0030Bu,0x544000DE0030Bu,
+    0x550000A400301u,0x554000E400301u,0x558000A400327u,0x55C000E400327u,0x560000A40030Cu,
+    0x564000E40030Cu,0x568000A600301u,0x56C000E600301u,0x570000A600302u,0x574000E600302u,
+    0x578000A600327u,0x57C000E600327u,0x580000A60030Cu,0x584000E60030Cu,0x588000A800327u,
+    0x58C000E800327u,0x590000A80030Cu,0x594000E80030Cu,0x5A0000AA00303u,0x5A4000EA00303u,
+    0x5A8000AA00304u,0x5AC000EA00304u,0x5B0000AA00306u,0x5B4000EA00306u,0x5B8000AA0030Au,
+    0x5BC000EA0030Au,0x5C0000AA0030Bu,0x5C4000EA0030Bu,0x5C8000AA00328u,0x5CC000EA00328u,
+    0x5D0000AE00302u,0x5D4000EE00302u,0x5D8000B200302u,0x5DC000F200302u,0x5E0000B200308u,
+    0x5E4000B400301u,0x5E8000F400301u,0x5EC000B400307u,0x5F0000F400307u,0x5F4000B40030Cu,
+    0x5F8000F40030Cu,0x6800009E0031Bu,0x684000DE0031Bu,0x6BC000AA0031Bu,0x6C0000EA0031Bu,
+    0x734000820030Cu,0x738000C20030Cu,0x73C000920030Cu,0x740000D20030Cu,0x7440009E0030Cu,
+    0x748000DE0030Cu,0x74C000AA0030Cu,0x750000EA0030Cu,0x754001B800304u,0x758001F800304u,
+    0x75C001B800301u,0x760001F800301u,0x764001B80030Cu,0x768001F80030Cu,0x76C001B800300u,
+    0x770001F800300u,0x7780018800304u,0x77C001C800304u,0x7800044C00304u,0x7840044E00304u,
+    0x7880018C00304u,0x78C001CC00304u,0x7980008E0030Cu,0x79C000CE0030Cu,0x7A0000960030Cu,
+    0x7A4000D60030Cu,0x7A80009E00328u,0x7AC000DE00328u,0x7B0003D400304u,0x7B4003D600304u,
+    0x7B80036E0030Cu,0x7BC005240030Cu,0x7C0000D40030Cu,0x7D00008E00301u,0x7D4000CE00301u,
+    0x7E00009C00300u,0x7E4000DC00300u,0x7E80018A00301u,0x7EC001CA00301u,0x7F00018C00301u,
+    0x7F4001CC00301u,0x7F8001B000301u,0x7FC001F000301u,0x800000820030Fu,0x804000C20030Fu,
+    0x8080008200311u,0x80C000C200311u,0x8100008A0030Fu,0x814000CA0030Fu,0x8180008A00311u,
+    0x81C000CA00311u,0x820000920030Fu,0x824000D20030Fu,0x8280009200311u,0x82C000D200311u,
+    0x8300009E0030Fu,0x834000DE0030Fu,0x8380009E00311u,0x83C000DE00311u,0x840000A40030Fu,
+    0x844000E40030Fu,0x848000A400311u,0x84C000E400311u,0x850000AA0030Fu,0x854000EA0030Fu,
+    0x858000AA00311u,0x85C000EA00311u,0x860000A600326u,0x864000E600326u,0x868000A800326u,
+    0x86C000E800326u,0x878000900030Cu,0x87C000D00030Cu,0x8980008200307u,0x89C000C200307u,
+    0x8A00008A00327u,0x8A4000CA00327u,0x8A8001AC00304u,0x8AC001EC00304u,0x8B0001AA00304u,
+    0x8B4001EA00304u,0x8B80009E00307u,0x8BC000DE00307u,0x8C00045C00304u,0x8C40045E00304u,
+    0x8C8000B200304u,0x8CC000F200304u,0xD000060000000u,0xD040060200000u,0xD0C0062600000u,
+    0xD100061000301u,0xDD00057200000u,0xDF80007600000u,0xE140015000301u,0xE180072200301u,
+    0xE1C0016E00000u,0xE200072A00301u,0xE240072E00301u,0xE280073200301u,0xE300073E00301u,
+    0xE380074A00301u,0xE3C0075200301u,0xE400079400301u,0xEA80073200308u,0xEAC0074A00308u,
+    0xEB00076200301u,0xEB40076A00301u,0xEB80076E00301u,0xEBC0077200301u,0xEC00079600301u,
+    0xF280077200308u,0xF2C0078A00308u,0xF300077E00301u,0xF340078A00301u,0xF380079200301u,
+    0xF4C007A400301u,0xF50007A400308u,0x10000082A00300u,0x10040082A00308u,0x100C0082600301u,
+    0x101C0080C00308u,0x10300083400301u,0x10340083000300u,0x10380084600306u,0x10640083000306u,
+    0x10E40087000306u,0x11400086A00300u,0x11440086A00308u,0x114C0086600301u,0x115C008AC00308u,
+    0x11700087400301u,0x11740087000300u,0x11780088600306u,0x11D8008E80030Fu,0x11DC008EA0030Fu,
+    0x13040082C00306u,0x13080086C00306u,0x13400082000306u,0x13440086000306u,0x13480082000308u,
+    0x134C0086000308u,0x13580082A00306u,0x135C0086A00306u,0x1368009B000308u,0x136C009B200308u,
+    0x13700082C00308u,0x13740086C00308u,0x13780082E00308u,0x137C0086E00308u,0x13880083000304u,
+    0x138C0087000304u,0x13900083000308u,0x13940087000308u,0x13980083C00308u,0x139C0087C00308u,
+    0x13A8009D000308u,0x13AC009D200308u,0x13B00085A00308u,0x13B40089A00308u,0x13B80084600304u,
+    0x13BC0088600304u,0x13C00084600308u,0x13C40088600308u,0x13C8008460030Bu,0x13CC008860030Bu,
+    0x13D00084E00308u,0x13D40088E00308u,0x13E00085600308u,0x13E40089600308u,0x188800C4E00653u,
+    0x188C00C4E00654u,0x189000C9000654u,0x189400C4E00655u,0x189800C9400654u,0x1B0000DAA00654u,
+    0x1B0800D8200654u,0x1B4C00DA400654u,0x24A4012500093Cu,0x24C4012600093Cu,0x24D0012660093Cu,
+    0x25600122A0093Cu,0x25640122C0093Cu,0x25680122E0093Cu,0x256C012380093Cu,0x2570012420093Cu,
+    0x2574012440093Cu,0x2578012560093Cu,0x257C0125E0093Cu,0x272C0138E009BEu,0x27300138E009D7u,
+    0x277001342009BCu,0x277401344009BCu,0x277C0135E009BCu,0x28CC0146400A3Cu,0x28D80147000A3Cu,
+    0x29640142C00A3Cu,0x29680142E00A3Cu,0x296C0143800A3Cu,0x29780145600A3Cu,0x2D200168E00B56u,
+    0x2D2C0168E00B3Eu,0x2D300168E00B57u,0x2D700164200B3Cu,0x2D740164400B3Cu,0x2E500172400BD7u,
+    0x2F280178C00BBEu,0x2F2C0178E00BBEu,0x2F300178C00BD7u,0x31200188C00C56u,0x33000197E00CD5u,
+    0x331C0198C00CD5u,0x33200198C00CD6u,0x33280198C00CC2u,0x332C0199400CD5u,0x352801A8C00D3Eu,
+    0x352C01A8E00D3Eu,0x353001A8C00D57u,0x376801BB200DCAu,0x377001BB200DCFu,0x377401BB800DCAu,
+    0x377801BB200DDFu,0x3D0C01E8400FB7u,0x3D3401E9800FB7u,0x3D4801EA200FB7u,0x3D5C01EAC00FB7u,
+    0x3D7001EB600FB7u,0x3DA401E8000FB5u,0x3DCC01EE200F72u,0x3DD401EE200F74u,0x3DD801F6400F80u,
+    0x3DE001F6600F80u,0x3E0401EE200F80u,0x3E4C01F2400FB7u,0x3E7401F3800FB7u,0x3E8801F4200FB7u,
+    0x3E9C01F4C00FB7u,0x3EB001F5600FB7u,0x3EE401F2000FB5u,0x40980204A0102Eu,0x6C180360A01B35u,
+    0x6C200360E01B35u,0x6C280361201B35u,0x6C300361601B35u,0x6C380361A01B35u,0x6C480362201B35u,
+    0x6CEC0367401B35u,0x6CF40367801B35u,0x6D000367C01B35u,0x6D040367E01B35u,0x6D0C0368401B35u,
+    0x78000008200325u,0x7804000C200325u,0x78080008400307u,0x780C000C400307u,0x78100008400323u,
+    0x7814000C400323u,0x78180008400331u,0x781C000C400331u,0x78200018E00301u,0x7824001CE00301u,
+    0x78280008800307u,0x782C000C800307u,0x78300008800323u,0x7834000C800323u,0x78380008800331u,
+    0x783C000C800331u,0x78400008800327u,0x7844000C800327u,0x7848000880032Du,0x784C000C80032Du,
+    0x78500022400300u,0x78540022600300u,0x78580022400301u,0x785C0022600301u,0x78600008A0032Du,
+    0x7864000CA0032Du,0x78680008A00330u,0x786C000CA00330u,0x78700045000306u,0x78740045200306u,
+    0x78780008C00307u,0x787C000CC00307u,0x78800008E00304u,0x7884000CE00304u,0x78880009000307u,
+    0x788C000D000307u,0x78900009000323u,0x7894000D000323u,0x78980009000308u,0x789C000D000308u,
+    0x78A00009000327u,0x78A4000D000327u,0x78A8000900032Eu,0x78AC000D00032Eu,0x78B00009200330u,
+    0x78B4000D200330u,0x78B80019E00301u,0x78BC001DE00301u,0x78C00009600301u,0x78C4000D600301u,
+    0x78C80009600323u,0x78CC000D600323u,0x78D00009600331u,0x78D4000D600331u,0x78D80009800323u,
+    0x78DC000D800323u,0x78E003C6C00304u,0x78E403C6E00304u,0x78E80009800331u,0x78EC000D800331u,
+    0x78F0000980032Du,0x78F4000D80032Du,0x78F80009A00301u,0x78FC000DA00301u,0x79000009A00307u,
+    0x7904000DA00307u,0x79080009A00323u,0x790C000DA00323u,0x79100009C00307u,0x7914000DC00307u,
+    0x79180009C00323u,0x791C000DC00323u,0x79200009C00331u,0x7924000DC00331u,0x79280009C0032Du,
+    0x792C000DC0032Du,0x7930001AA00301u,0x7934001EA00301u,0x7938001AA00308u,0x793C001EA00308u,
+    0x79400029800300u,0x79440029A00300u,0x79480029800301u,0x794C0029A00301u,0x7950000A000301u,
+    0x7954000E000301u,0x7958000A000307u,0x795C000E000307u,0x7960000A400307u,0x7964000E400307u,
+    0x7968000A400323u,0x796C000E400323u,0x797003CB400304u,0x797403CB600304u,0x7978000A400331u,
+    0x797C000E400331u,0x7980000A600307u,0x7984000E600307u,0x7988000A600323u,0x798C000E600323u,
+    0x7990002B400307u,0x7994002B600307u,0x7998002C000307u,0x799C002C200307u,0x79A003CC400307u,
+    0x79A403CC600307u,0x79A8000A800307u,0x79AC000E800307u,0x79B0000A800323u,0x79B4000E800323u,
+    0x79B8000A800331u,0x79BC000E800331u,0x79C0000A80032Du,0x79C4000E80032Du,0x79C8000AA00324u,
+    0x79CC000EA00324u,0x79D0000AA00330u,0x79D4000EA00330u,0x79D8000AA0032Du,0x79DC000EA0032Du,
+    0x79E0002D000301u,0x79E4002D200301u,0x79E8002D400308u,0x79EC002D600308u,0x79F0000AC00303u,
+    0x79F4000EC00303u,0x79F8000AC00323u,0x79FC000EC00323u,0x7A00000AE00300u,0x7A04000EE00300u,
+    0x7A08000AE00301u,0x7A0C000EE00301u,0x7A10000AE00308u,0x7A14000EE00308u,0x7A18000AE00307u,
+    0x7A1C000EE00307u,0x7A20000AE00323u,0x7A24000EE00323u,0x7A28000B000307u,0x7A2C000F000307u,
+    0x7A30000B000308u,0x7A34000F000308u,0x7A38000B200307u,0x7A3C000F200307u,0x7A40000B400302u,
+    0x7A44000F400302u,0x7A48000B400323u,0x7A4C000F400323u,0x7A50000B400331u,0x7A54000F400331u,
+    0x7A58000D000331u,0x7A5C000E800308u,0x7A60000EE0030Au,0x7A64000F20030Au,0x7A6C002FE00307u,
+    0x7A800008200323u,0x7A84000C200323u,0x7A880008200309u,0x7A8C000C200309u,0x7A900018400301u,
+    0x7A94001C400301u,0x7A980018400300u,0x7A9C001C400300u,0x7AA00018400309u,0x7AA4001C400309u,
+    0x7AA80018400303u,0x7AAC001C400303u,0x7AB003D4000302u,0x7AB403D4200302u,0x7AB80020400301u,
+    0x7ABC0020600301u,0x7AC00020400300u,0x7AC40020600300u,0x7AC80020400309u,0x7ACC0020600309u,
+    0x7AD00020400303u,0x7AD40020600303u,0x7AD803D4000306u,0x7ADC03D4200306u,0x7AE00008A00323u,
+    0x7AE4000CA00323u,0x7AE80008A00309u,0x7AEC000CA00309u,0x7AF00008A00303u,0x7AF4000CA00303u,
+    0x7AF80019400301u,0x7AFC001D400301u,0x7B000019400300u,0x7B04001D400300u,0x7B080019400309u,
+    0x7B0C001D400309u,0x7B100019400303u,0x7B14001D400303u,0x7B1803D7000302u,0x7B1C03D7200302u,
+    0x7B200009200309u,0x7B24000D200309u,0x7B280009200323u,0x7B2C000D200323u,0x7B300009E00323u,
+    0x7B34000DE00323u,0x7B380009E00309u,0x7B3C000DE00309u,0x7B40001A800301u,0x7B44001E800301u,
+    0x7B48001A800300u,0x7B4C001E800300u,0x7B50001A800309u,0x7B54001E800309u,0x7B58001A800303u,
+    0x7B5C001E800303u,0x7B6003D9800302u,0x7B6403D9A00302u,0x7B680034000301u,0x7B6C0034200301u,
+    0x7B700034000300u,0x7B740034200300u,0x7B780034000309u,0x7B7C0034200309u,0x7B800034000303u,
+    0x7B840034200303u,0x7B880034000323u,0x7B8C0034200323u,0x7B90000AA00323u,0x7B94000EA00323u,
+    0x7B98000AA00309u,0x7B9C000EA00309u,0x7BA00035E00301u,0x7BA40036000301u,0x7BA80035E00300u,
+    0x7BAC0036000300u,0x7BB00035E00309u,0x7BB40036000309u,0x7BB80035E00303u,0x7BBC0036000303u,
+    0x7BC00035E00323u,0x7BC40036000323u,0x7BC8000B200300u,0x7BCC000F200300u,0x7BD0000B200323u,
+    0x7BD4000F200323u,0x7BD8000B200309u,0x7BDC000F200309u,0x7BE0000B200303u,0x7BE4000F200303u,
+    0x7C000076200313u,0x7C040076200314u,0x7C0803E0000300u,0x7C0C03E0200300u,0x7C1003E0000301u,
+    0x7C1403E0200301u,0x7C1803E0000342u,0x7C1C03E0200342u,0x7C200072200313u,0x7C240072200314u,
+    0x7C2803E1000300u,0x7C2C03E1200300u,0x7C3003E1000301u,0x7C3403E1200301u,0x7C3803E1000342u,
+    0x7C3C03E1200342u,0x7C400076A00313u,0x7C440076A00314u,0x7C4803E2000300u,0x7C4C03E2200300u,
+    0x7C5003E2000301u,0x7C5403E2200301u,0x7C600072A00313u,0x7C640072A00314u,0x7C6803E3000300u,
+    0x7C6C03E3200300u,0x7C7003E3000301u,0x7C7403E3200301u,0x7C800076E00313u,0x7C840076E00314u,
+    0x7C8803E4000300u,0x7C8C03E4200300u,0x7C9003E4000301u,0x7C9403E4200301u,0x7C9803E4000342u,
+    0x7C9C03E4200342u,0x7CA00072E00313u,0x7CA40072E00314u,0x7CA803E5000300u,0x7CAC03E5200300u,
+    0x7CB003E5000301u,0x7CB403E5200301u,0x7CB803E5000342u,0x7CBC03E5200342u,0x7CC00077200313u,
+    0x7CC40077200314u,0x7CC803E6000300u,0x7CCC03E6200300u,0x7CD003E6000301u,0x7CD403E6200301u,
+    0x7CD803E6000342u,0x7CDC03E6200342u,0x7CE00073200313u,0x7CE40073200314u,0x7CE803E7000300u,
+    0x7CEC03E7200300u,0x7CF003E7000301u,0x7CF403E7200301u,0x7CF803E7000342u,0x7CFC03E7200342u,
+    0x7D000077E00313u,0x7D040077E00314u,0x7D0803E8000300u,0x7D0C03E8200300u,0x7D1003E8000301u,
+    0x7D1403E8200301u,0x7D200073E00313u,0x7D240073E00314u,0x7D2803E9000300u,0x7D2C03E9200300u,
+    0x7D3003E9000301u,0x7D3403E9200301u,0x7D400078A00313u,0x7D440078A00314u,0x7D4803EA000300u,
+    0x7D4C03EA200300u,0x7D5003EA000301u,0x7D5403EA200301u,0x7D5803EA000342u,0x7D5C03EA200342u,
+    0x7D640074A00314u,0x7D6C03EB200300u,0x7D7403EB200301u,0x7D7C03EB200342u,0x7D800079200313u,
+    0x7D840079200314u,0x7D8803EC000300u,0x7D8C03EC200300u,0x7D9003EC000301u,0x7D9403EC200301u,
+    0x7D9803EC000342u,0x7D9C03EC200342u,0x7DA00075200313u,0x7DA40075200314u,0x7DA803ED000300u,
+    0x7DAC03ED200300u,0x7DB003ED000301u,0x7DB403ED200301u,0x7DB803ED000342u,0x7DBC03ED200342u,
+    0x7DC00076200300u,0x7DC40075800000u,0x7DC80076A00300u,0x7DCC0075A00000u,0x7DD00076E00300u,
+    0x7DD40075C00000u,0x7DD80077200300u,0x7DDC0075E00000u,0x7DE00077E00300u,0x7DE40079800000u,
+    0x7DE80078A00300u,0x7DEC0079A00000u,0x7DF00079200300u,0x7DF40079C00000u,0x7E0003E0000345u,
+    0x7E0403E0200345u,0x7E0803E0400345u,0x7E0C03E0600345u,0x7E1003E0800345u,0x7E1403E0A00345u,
+    0x7E1803E0C00345u,0x7E1C03E0E00345u,0x7E2003E1000345u,0x7E2403E1200345u,0x7E2803E1400345u,
+    0x7E2C03E1600345u,0x7E3003E1800345u,0x7E3403E1A00345u,0x7E3803E1C00345u,0x7E3C03E1E00345u,
+    0x7E4003E4000345u,0x7E4403E4200345u,0x7E4803E4400345u,0x7E4C03E4600345u,0x7E5003E4800345u,
+    0x7E5403E4A00345u,0x7E5803E4C00345u,0x7E5C03E4E00345u,0x7E6003E5000345u,0x7E6403E5200345u,
+    0x7E6803E5400345u,0x7E6C03E5600345u,0x7E7003E5800345u,0x7E7403E5A00345u,0x7E7803E5C00345u,
+    0x7E7C03E5E00345u,0x7E8003EC000345u,0x7E8403EC200345u,0x7E8803EC400345u,0x7E8C03EC600345u,
+    0x7E9003EC800345u,0x7E9403ECA00345u,0x7E9803ECC00345u,0x7E9C03ECE00345u,0x7EA003ED000345u,
+    0x7EA403ED200345u,0x7EA803ED400345u,0x7EAC03ED600345u,0x7EB003ED800345u,0x7EB403EDA00345u,
+    0x7EB803EDC00345u,0x7EBC03EDE00345u,0x7EC00076200306u,0x7EC40076200304u,0x7EC803EE000345u,
+    0x7ECC0076200345u,0x7ED00075800345u,0x7ED80076200342u,0x7EDC03F6C00345u,0x7EE00072200306u,
+    0x7EE40072200304u,0x7EE80072200300u,0x7EEC0070C00000u,0x7EF00072200345u,0x7EF80077200000u,
+    0x7F040015000342u,0x7F0803EE800345u,0x7F0C0076E00345u,0x7F100075C00345u,0x7F180076E00342u,
+    0x7F1C03F8C00345u,0x7F200072A00300u,0x7F240071000000u,0x7F280072E00300u,0x7F2C0071200000u,
+    0x7F300072E00345u,0x7F3403F7E00300u,0x7F3803F7E00301u,0x7F3C03F7E00342u,0x7F400077200306u,
+    0x7F440077200304u,0x7F480079400300u,0x7F4C0072000000u,0x7F580077200342u,0x7F5C0079400342u,
+    0x7F600073200306u,0x7F640073200304u,0x7F680073200300u,0x7F6C0071400000u,0x7F7403FFC00300u,
+    0x7F7803FFC00301u,0x7F7C03FFC00342u,0x7F800078A00306u,0x7F840078A00304u,0x7F880079600300u,
+    0x7F8C0076000000u,0x7F900078200313u,0x7F940078200314u,0x7F980078A00342u,0x7F9C0079600342u,
+    0x7FA00074A00306u,0x7FA40074A00304u,0x7FA80074A00300u,0x7FAC0071C00000u,0x7FB00074200314u,
+    0x7FB40015000300u,0x7FB80070A00000u,0x7FBC000C000000u,0x7FC803EF800345u,0x7FCC0079200345u,
+    0x7FD00079C00345u,0x7FD80079200342u,0x7FDC03FEC00345u,0x7FE00073E00300u,0x7FE40071800000u,
+    0x7FE80075200300u,0x7FEC0071E00000u,0x7FF00075200345u,0x7FF40016800000u,0x80000400400000u,
+    0x80040400600000u,0x84980075200000u,0x84A80009600000u,0x84AC0018A00000u,0x86680432000338u,
+    0x866C0432400338u,0x86B80432800338u,0x8734043A000338u,0x8738043A800338u,0x873C043A400338u,
+    0x88100440600338u,0x88240441000338u,0x88300441600338u,0x88900444600338u,0x88980444A00338u,
+    0x89040447800338u,0x89100448600338u,0x891C0448A00338u,0x89240449000338u,0x89800007A00338u,
+    0x8988044C200338u,0x89B40449A00338u,0x89B80007800338u,0x89BC0007C00338u,0x89C0044C800338u,
+    0x89C4044CA00338u,0x89D0044E400338u,0x89D4044E600338u,0x89E0044EC00338u,0x89E4044EE00338u,
+    0x8A00044F400338u,0x8A04044F600338u,0x8A100450400338u,0x8A140450600338u,0x8A200450C00338u,
+    0x8A240450E00338u,0x8AB00454400338u,0x8AB40455000338u,0x8AB80455200338u,0x8ABC0455600338u,
+    0x8B80044F800338u,0x8B84044FA00338u,0x8B880452200338u,0x8B8C0452400338u,0x8BA80456400338u,
+    0x8BAC0456600338u,0x8BB00456800338u,0x8BB40456A00338u,0x8CA40601000000u,0x8CA80601200000u,
+    0xAB70055BA00338u,0xC1300609603099u,0xC1380609A03099u,0xC1400609E03099u,0xC148060A203099u,
+    0xC150060A603099u,0xC158060AA03099u,0xC160060AE03099u,0xC168060B203099u,0xC170060B603099u,
+    0xC178060BA03099u,0xC180060BE03099u,0xC188060C203099u,0xC194060C803099u,0xC19C060CC03099u,
+    0xC1A4060D003099u,0xC1C0060DE03099u,0xC1C4060DE0309Au,0xC1CC060E403099u,0xC1D0060E40309Au,
+    0xC1D8060EA03099u,0xC1DC060EA0309Au,0xC1E4060F003099u,0xC1E8060F00309Au,0xC1F0060F603099u,
+    0xC1F4060F60309Au,0xC2500608C03099u,0xC2780613A03099u,0xC2B00615603099u,0xC2B80615A03099u,
+    0xC2C00615E03099u,0xC2C80616203099u,0xC2D00616603099u,0xC2D80616A03099u,0xC2E00616E03099u,
+    0xC2E80617203099u,0xC2F00617603099u,0xC2F80617A03099u,0xC3000617E03099u,0xC3080618203099u,
+    0xC3140618803099u,0xC31C0618C03099u,0xC3240619003099u,0xC3400619E03099u,0xC3440619E0309Au,
+    0xC34C061A403099u,0xC350061A40309Au,0xC358061AA03099u,0xC35C061AA0309Au,0xC364061B003099u,
+    0xC368061B00309Au,0xC370061B603099u,0xC374061B60309Au,0xC3D00614C03099u,0xC3DC061DE03099u,
+    0xC3E0061E003099u,0xC3E4061E203099u,0xC3E8061E403099u,0xC3F8061FA03099u,0x3EC7400BB2005B4u,
+    0x3EC7C00BE4005B7u,0x3ECA800BD2005C1u,0x3ECAC00BD2005C2u,0x3ECB01F692005C1u,0x3ECB41F692005C2u,
+    0x3ECB800BA0005B7u,0x3ECBC00BA0005B8u,0x3ECC000BA0005BCu,0x3ECC400BA2005BCu,0x3ECC800BA4005BCu,
+    0x3ECCC00BA6005BCu,0x3ECD000BA8005BCu,0x3ECD400BAA005BCu,0x3ECD800BAC005BCu,0x3ECE000BB0005BCu,
+    0x3ECE400BB2005BCu,0x3ECE800BB4005BCu,0x3ECEC00BB6005BCu,0x3ECF000BB8005BCu,0x3ECF800BBC005BCu,
+    0x3ED0000BC0005BCu,0x3ED0400BC2005BCu,0x3ED0C00BC6005BCu,0x3ED1000BC8005BCu,0x3ED1800BCC005BCu,
+    0x3ED1C00BCE005BCu,0x3ED2000BD0005BCu,0x3ED2400BD2005BCu,0x3ED2800BD4005BCu,0x3ED2C00BAA005B9u,
+    0x3ED3000BA2005BFu,0x3ED3400BB6005BFu,0x3ED3800BC8005BFu,0x4426822132110BAu,0x4427022136110BAu,
+    0x442AC2214A110BAu,0x444B82226211127u,0x444BC2226411127u,0x44D2C2268E1133Eu,0x44D302268E11357u,
+    0x452EC22972114BAu,0x452F022972114B0u,0x452F822972114BDu,0x456E822B70115AFu,0x456EC22B72115AFu,
+    0x464E02326A11930u,0x745783A2AE1D165u,0x7457C3A2B01D165u,0x745803A2BE1D16Eu,0x745843A2BE1D16Fu,
+    0x745883A2BE1D170u,0x7458C3A2BE1D171u,0x745903A2BE1D172u,0x746EC3A3721D165u,0x746F03A3741D165u,
+    0x746F43A3761D16Eu,0x746F83A3781D16Eu,0x746FC3A3761D16Fu,0x747003A3781D16Fu,
+};
+static const uint16_t mbi_uc_compose[] = {
+    0x390,0x38D,0x391,0,1,2,3,0x35,0x37,0xEE,4,0x23C,5,0xA5,0xD0,0xD2,0x23A,0x19F,0x39,0x1A1,0x1A3,
+    0x1A5,0x3B,0x3D,0x3F,0x41,6,0x1A9,0x43,0x1AB,0x1AF,0x1B1,0x1AD,7,8,9,0x256,0x45,0x47,0x49,0xA,
+    0x254,0x4D,0xD4,0xD6,0x252,0xF0,0x4B,0x1B7,0x1B9,0x1BD,0xC6,0x4F,0x1BF,0x51,0x53,0xBB,0x55,
+    0x57,0x1C1,0x1C5,0xEC,0x1C3,0x1C7,0x1C9,0xB,0xC,0xD,0x59,0x5B,0x5D,0x61,0xE,0x262,0xA7,0xD8,
+    0xDA,0x264,0x5F,0x1CB,0x62,0x1CF,0xBD,0x1D1,0x64,0x1D3,0x66,0x6A,0x1D5,0x68,0x1DB,0x1D9,0x1DD,
+    0x1DF,0x1E1,0xC8,0x6C,0xF,0x1E3,0x70,0x1E5,0x6E,0x1E9,0x1E7,0x10,0x11,0x12,0x13,0x72,0x74,0xF6,
+    0x14,0x268,0x76,0xA9,0xDC,0xDE,0xA1,0x266,0xBF,0x1F3,0x1F5,0x78,0x1F7,0x7C,0xE0,0xE2,0x1F9,
+    0x7A,0x1FD,0x7E,0x80,0x1FF,0x84,0x201,0xE8,0x82,0x209,0x88,0x20B,0xEA,0x86,0x20F,0x20D,0x15,
+    0x16,0x17,0x8A,0x8C,0x8E,0x18,0x280,0x90,0x92,0xAB,0xE4,0xE6,0xA3,0x27E,0x211,0x94,0x215,0x213,
+    0x21B,0x21D,0x21F,0x221,0x96,0x225,0x223,0x227,0x229,0x22B,0x28C,0x19,0x98,0x292,0xFA,0x22D,
+    0x9A,0x290,0x28E,0x9B,0x22F,0x9D,0x9F,0x231,0x233,0x1A,0x1B,0x1C,0x1D,0x36,0x38,0xEF,0x1E,
+    0x23D,0x1F,0xA6,0xD1,0xD3,0x23B,0x1A0,0x3A,0x1A2,0x1A4,0x1A6,0x3C,0x3E,0x40,0x42,0x20,0x1AA,
+    0x44,0x1AC,0x1B0,0x1B2,0x1AE,0x21,0x22,0x23,0x257,0x46,0x48,0x4A,0x24,0x255,0x4E,0xD5,0xD7,
+    0x253,0xF1,0x4C,0x1B8,0x1BA,0x1BE,0xC7,0x50,0x1C0,0x52,0x54,0xBC,0x56,0x58,0x1C2,0x1C6,0xED,
+    0x1C4,0x1C8,0x1CA,0x235,0x25,0x26,0x27,0x5A,0x5C,0x5E,0x28,0x263,0xA8,0xD9,0xDB,0x265,0x60,
+    0x1CC,0x63,0xC5,0x1D0,0xBE,0x1D2,0x65,0x1D4,0x67,0x6B,0x1D6,0x69,0x1DC,0x1DA,0x1DE,0x1E0,0x1E2,
+    0xC9,0x6D,0x29,0x1E4,0x71,0x1E6,0x6F,0x1EA,0x1E8,0x2A,0x2B,0x2C,0x2D,0x73,0x75,0xF7,0x2E,0x269,
+    0x77,0xAA,0xDD,0xDF,0xA2,0x267,0xC0,0x1F4,0x1F6,0x79,0x1F8,0x7D,0xE1,0xE3,0x1FA,0x7B,0x1FE,
+    0x7F,0x81,0x200,0x85,0x202,0xE9,0x83,0x20A,0x236,0x89,0x20C,0xEB,0x87,0x210,0x20E,0x2F,0x30,
+    0x31,0x8B,0x8D,0x8F,0x32,0x281,0x91,0x93,0xAC,0xE5,0xE7,0xA4,0x27F,0x212,0x95,0x216,0x214,
+    0x21C,0x21E,0x220,0x222,0x97,0x226,0x224,0x237,0x228,0x22A,0x22C,0x28D,0x33,0x99,0x293,0xFB,
+    0x22E,0x34,0x291,0x238,0x28F,0x9C,0x230,0x9E,0xA0,0x232,0x234,0x36B,0x102,0x343,0x240,0x23E,
+    0x244,0x242,0xB5,0xCA,0xCC,0xB9,0x1A7,0x25A,0x258,0x25E,0x25C,0x1CD,0x26C,0x26A,0x270,0x26E,
+    0x1EB,0xF4,0x1ED,0xF2,0xCE,0xB3,0xAF,0xAD,0xB1,0x241,0x23F,0x245,0x243,0xB6,0xCB,0xCD,0xBA,
+    0x1A8,0x25B,0x259,0x25F,0x25D,0x1CE,0x26D,0x26B,0x271,0x26F,0x1EC,0xF5,0x1EE,0xF3,0xCF,0xB4,
+    0xB0,0xAE,0xB2,0x24A,0x248,0x24E,0x24C,0x24B,0x249,0x24F,0x24D,0x1B3,0x1B5,0x1B4,0x1B6,0x1EF,
+    0x1F1,0x1F0,0x1F2,0x203,0x204,0x205,0x206,0x217,0x218,0x219,0x21A,0x239,0x276,0x274,0x27A,
+    0x278,0x27C,0x277,0x275,0x27B,0x279,0x27D,0x284,0x282,0x288,0x286,0x28A,0x285,0x283,0x289,
+    0x287,0x28B,0xC3,0xC1,0xC2,0xB7,0xB8,0x1BB,0x1BC,0xF8,0xF9,0xC4,0x33F,0x103,0x33E,0x33D,0x29C,
+    0x29D,0x341,0x349,0x105,0x2AA,0x2AB,0x34B,0x106,0x2B8,0x2B9,0x34D,0x359,0x107,0x358,0x357,
+    0x10C,0x2C8,0x2C9,0x373,0x108,0x2D6,0x2D7,0x36A,0x368,0x109,0x367,0x366,0x10D,0x2E4,0x375,
+    0x10A,0x2F0,0x2F1,0x377,0x33A,0x346,0x2F8,0x10E,0x337,0x336,0x294,0x295,0x33B,0x339,0x2FA,
+    0x10F,0x2A4,0x2A5,0x2FC,0x110,0x2B0,0x2B1,0x347,0x345,0x2FE,0x111,0x352,0x351,0x113,0x2C0,
+    0x2C1,0x355,0x300,0x115,0x2D0,0x2D1,0x362,0x363,0x302,0x116,0x35F,0x35E,0x114,0x2DC,0x2DD,
+    0x364,0x304,0x117,0x2E8,0x2E9,0x371,0x36F,0x353,0x10B,0x356,0x360,0x112,0x365,0x370,0x118,
+    0x119,0x11D,0x12E,0x130,0x11C,0x11A,0x132,0x11B,0x12C,0x136,0x138,0x11F,0x13A,0x121,0x13C,
+    0x11E,0x13E,0x144,0x120,0x146,0x148,0x14A,0x14C,0x142,0x12F,0x131,0x125,0x123,0x133,0x124,
+    0x12D,0x137,0x139,0x128,0x13B,0x122,0x13D,0x127,0x13F,0x145,0x129,0x147,0x149,0x14B,0x14D,
+    0x143,0x126,0x12A,0x12B,0x134,0x135,0x140,0x141,0x14E,0x14F,0x151,0x150,0x152,0x154,0x155,
+    0x153,0x156,0x157,0x158,0x161,0x162,0x16D,0x16C,0x16E,0x171,0x172,0x174,0x173,0x175,0x176,
+    0x179,0x177,0x178,0x17A,0x17B,0x17D,0x17C,0x17E,0x17F,0x181,0x180,0x193,0x194,0x195,0x196,
+    0x197,0x198,0x199,0x19A,0x19B,0x19C,0x19D,0x19E,0x1D7,0x1D8,0x1FB,0x1FC,0x207,0x208,0x246,
+    0x250,0x247,0x251,0x260,0x261,0x272,0x273,0x296,0x298,0x29A,0x306,0x297,0x299,0x29B,0x307,
+    0x308,0x309,0x30A,0x30B,0x30C,0x30D,0x29E,0x2A0,0x2A2,0x30E,0x29F,0x2A1,0x2A3,0x30F,0x310,
+    0x311,0x312,0x313,0x314,0x315,0x2A6,0x2A8,0x2A7,0x2A9,0x2AC,0x2AE,0x2AD,0x2AF,0x2B2,0x2B4,
+    0x2B6,0x316,0x2B3,0x2B5,0x2B7,0x317,0x318,0x319,0x31A,0x31B,0x31C,0x31D,0x2BA,0x2BC,0x2BE,
+    0x31E,0x2BB,0x2BD,0x2BF,0x31F,0x320,0x321,0x322,0x323,0x324,0x325,0x2C2,0x2C4,0x2C6,0x2C3,
+    0x2C5,0x2C7,0x2CA,0x2CC,0x2CE,0x2CB,0x2CD,0x2CF,0x2D2,0x2D4,0x2D3,0x2D5,0x2D8,0x2DA,0x2D9,
+    0x2DB,0x2DE,0x2E0,0x2E2,0x2DF,0x2E1,0x2E3,0x2E5,0x2E6,0x2E7,0x2EA,0x2EC,0x2EE,0x326,0x2EB,
+    0x2ED,0x2EF,0x327,0x328,0x329,0x32A,0x32B,0x32C,0x32D,0x2F2,0x2F4,0x2F6,0x32E,0x2F3,0x2F5,
+    0x2F7,0x32F,0x330,0x331,0x332,0x333,0x334,0x335,0x338,0x344,0x36E,0x33C,0x34E,0x34F,0x350,
+    0x348,0x372,0x35B,0x35C,0x35D,0x37E,0x37F,0x380,0x381,0x383,0x382,0x384,0x385,0x386,0x387,
+    0x388,0x389,0x38A,0x38B,0x38C,0x38F,0x38E,0x392,0x393,0x394,0x395,0x396,0x397,0x398,0x399,
+    0x3A2,0x3A3,0x39A,0x39B,0x39C,0x39D,0x3A4,0x3A5,0x39E,0x39F,0x3A0,0x3A1,0x3A6,0x3A7,0x3A8,
+    0x3A9,0x3C6,0x3AD,0x3AE,0x3AF,0x3B0,0x3B1,0x3B2,0x3B3,0x3B4,0x3B5,0x3B6,0x3B7,0x3B8,0x3B9,
+    0x3BA,0x3BB,0x3BC,0x3BD,0x3BE,0x3BF,0x3C0,0x3C1,0x3C2,0x3C3,0x3C4,0x3C5,0x3C7,0x3E1,0x3C8,
+    0x3C9,0x3CA,0x3CB,0x3CC,0x3CD,0x3CE,0x3CF,0x3D0,0x3D1,0x3D2,0x3D3,0x3D4,0x3D5,0x3D6,0x3D7,
+    0x3D8,0x3D9,0x3DA,0x3DB,0x3DC,0x3DD,0x3DE,0x3DF,0x3E0,0x3E2,0x3E3,0x3E4,0x3E5,0x3E6,0x409,
+    0x40A,0x40B,0x40C,0x40D,0x40E,0x40F,0x411,0x410,0x412,0x413,0x414,0x415,
+};
+/* unicode tables: end */
+enum {
+    MBI_UC_OTHER = 0, MBI_UC_LETTER = 1, MBI_UC_NUMBER = 2, MBI_UC_SPACE = 3, MBI_UC_KIND = 3,
+    MBI_UC_NFC = 4
+};
+
+/* What an ill-formed byte decodes to: beyond Unicode, so its class is "other" and nothing maps. */
+#define MBI_UC_BAD 0x110000u
+#define MBI_COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Bytes of the UTF-8 sequence that starts with this byte; 0 if none can. */
+static int mbi_utf8_need(unsigned char lead) {
+    return lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+}
+
+/* 1 if `second` may follow `lead`: keeps out overlong forms, surrogates and above U+10FFFF. */
+static int mbi_utf8_second_ok(unsigned char lead, unsigned char second) {
+    unsigned char low = lead == 0xE0 ? 0xA0 : lead == 0xF0 ? 0x90 : 0x80;
+    unsigned char high = lead == 0xED ? 0x9F : lead == 0xF4 ? 0x8F : 0xBF;
+    return second >= low && second <= high;
+}
+
+/* Decodes one character at p < end and returns its length. A byte that is not the start of a
+ * well-formed sequence is a unit of its own: length 1, MBI_UC_BAD. */
+static int mbi_utf8_get(const unsigned char *p, const unsigned char *end, uint32_t *cp) {
+    int need = mbi_utf8_need(*p);
+    int i;
+    uint32_t c;
+    if (need == 1) {
+        *cp = *p;
+        return 1;
+    }
+    *cp = MBI_UC_BAD;
+    if (need == 0 || end - p < need || !mbi_utf8_second_ok(p[0], p[1])) {
+        return 1;
+    }
+    c = *p & (0x7Fu >> need);
+    for (i = 1; i < need; i++) {
+        if ((p[i] & 0xC0) != 0x80) {
+            return 1;
+        }
+        c = c << 6 | (p[i] & 0x3Fu);
+    }
+    *cp = c;
+    return need;
+}
+
+static int mbi_utf8_put(uint32_t cp, unsigned char *out) {
+    if (cp < 0x80) {
+        out[0] = (unsigned char)cp;
+        return 1;
+    }
+    if (cp < 0x800) {
+        out[0] = (unsigned char)(0xC0 | cp >> 6);
+        out[1] = (unsigned char)(0x80 | (cp & 0x3F));
+        return 2;
+    }
+    if (cp < 0x10000) {
+        out[0] = (unsigned char)(0xE0 | cp >> 12);
+        out[1] = (unsigned char)(0x80 | (cp >> 6 & 0x3F));
+        out[2] = (unsigned char)(0x80 | (cp & 0x3F));
+        return 3;
+    }
+    out[0] = (unsigned char)(0xF0 | cp >> 18);
+    out[1] = (unsigned char)(0x80 | (cp >> 12 & 0x3F));
+    out[2] = (unsigned char)(0x80 | (cp >> 6 & 0x3F));
+    out[3] = (unsigned char)(0x80 | (cp & 0x3F));
+    return 4;
+}
+
+static int mbi_utf8_valid(const unsigned char *p, const unsigned char *end) {
+    while (p < end) {
+        uint32_t cp;
+        if (*p < 0x80) {
+            ++p;
+            continue;
+        }
+        p += mbi_utf8_get(p, end, &cp);
+        if (cp == MBI_UC_BAD) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Index of the last entry of a rising table whose (entry >> shift) is <= key; entry 0 is <= all. */
+static size_t mbi_uc_search(const uint32_t *table, size_t n, int shift, uint32_t key) {
+    size_t base = 0;
+    while (n > 1) {
+        size_t half = n / 2;
+        base += (table[base + half] >> shift) <= key ? half : 0;
+        n -= half;
+    }
+    return base;
+}
+
+/* Remembers the range of the last character: text mostly stays within one script. */
+typedef struct mbi_uc_cursor {
+    uint32_t from;
+    uint32_t to;                 /* past the end; 0: nothing remembered */
+    unsigned cls;
+} mbi_uc_cursor;
+
+static unsigned mbi_uc_class(mbi_uc_cursor *k, uint32_t cp) {
+    if (cp < k->from || cp >= k->to) {
+        size_t n = MBI_COUNT_OF(mbi_uc_classes);
+        size_t i = mbi_uc_search(mbi_uc_classes, n, 3, cp);
+        k->from = mbi_uc_classes[i] >> 3;
+        k->to = i + 1 < n ? mbi_uc_classes[i + 1] >> 3 : 0xFFFFFFFFu;
+        k->cls = mbi_uc_classes[i] & 7;
+    }
+    return k->cls;
+}
+
+/* Class (bits 0-1 only) of the character at p < end, and its length. */
+static unsigned mbi_uc_class_at(mbi_uc_cursor *k, const unsigned char *p, const unsigned char *end,
+                                int *length) {
+    uint32_t cp = *p;
+    if (cp < 0x80) {
+        *length = 1;
+        if ((cp | 32) - 'a' < 26) {
+            return MBI_UC_LETTER;
+        }
+        if (cp - '0' < 10) {
+            return MBI_UC_NUMBER;
+        }
+        return cp == ' ' || cp - 9 < 5 ? MBI_UC_SPACE : MBI_UC_OTHER;
+    }
+    *length = mbi_utf8_get(p, end, &cp);
+    return mbi_uc_class(k, cp) & MBI_UC_KIND;
+}
+
+static unsigned mbi_uc_ccc(uint32_t cp) {
+    if (cp < 0x300) {
+        return 0;
+    }
+    return mbi_uc_combining[mbi_uc_search(mbi_uc_combining, MBI_COUNT_OF(mbi_uc_combining), 8, cp)]
+        & 0xFF;
+}
+
+/* One step of the canonical decomposition. Returns 0 if there is none; *b = 0 for a singleton. */
+static int mbi_uc_decompose_step(uint32_t cp, uint32_t *a, uint32_t *b) {
+    size_t base = 0;
+    size_t n = MBI_COUNT_OF(mbi_uc_pairs);
+    *a = 0;
+    *b = 0;
+    if (cp >= 0xF900 && cp <= 0xFAFF) {
+        *a = mbi_uc_cjk1[cp - 0xF900];
+        return *a != 0;
+    }
+    if (cp >= 0x2F800 && cp <= 0x2FA1F) {
+        *a = mbi_uc_cjk2[cp - 0x2F800];
+        return *a != 0;
+    }
+    while (n > 1) {
+        size_t half = n / 2;
+        base += (mbi_uc_pairs[base + half] >> 42) <= cp ? half : 0;
+        n -= half;
+    }
+    if ((mbi_uc_pairs[base] >> 42) != cp) {
+        return 0;
+    }
+    *a = (uint32_t)(mbi_uc_pairs[base] >> 21 & 0x1FFFFF);
+    *b = (uint32_t)(mbi_uc_pairs[base] & 0x1FFFFF);
+    return 1;
+}
+
+/* Full canonical decomposition: 1 to 4 code points. The second half of a pair never decomposes
+ * (tools/unicode.c checks that), so the work is a chain, not a tree. */
+static int mbi_uc_decompose(uint32_t cp, uint32_t out[4]) {
+    uint32_t a;
+    uint32_t b;
+    uint32_t tail[3];
+    int n_tail = 0;
+    int n = 0;
+    if (cp - 0xAC00u < 11172u) {         /* Hangul syllables, by arithmetic: 19 x 21 x (1 + 27) */
+        uint32_t s = cp - 0xAC00u;
+        out[0] = 0x1100 + s / 588;
+        out[1] = 0x1161 + s % 588 / 28;
+        out[2] = 0x11A7 + s % 28;
+        return s % 28 != 0 ? 3 : 2;
+    }
+    while (cp >= 0xC0 && mbi_uc_decompose_step(cp, &a, &b)) {
+        if (b != 0 && n_tail < 3) {
+            tail[n_tail++] = b;
+        }
+        cp = a;
+    }
+    out[n++] = cp;
+    while (n_tail > 0) {
+        out[n++] = tail[--n_tail];
+    }
+    return n;
+}
+
+/* The character that a followed by b composes to, or 0. */
+static uint32_t mbi_uc_compose_pair(uint32_t a, uint32_t b) {
+    uint64_t key = (uint64_t)a << 21 | b;
+    uint64_t mask = ((uint64_t)1 << 42) - 1;
+    size_t base = 0;
+    size_t n = MBI_COUNT_OF(mbi_uc_compose);
+    if (a - 0x1100u < 19u && b - 0x1161u < 21u) {
+        return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
+    }
+    if (a - 0xAC00u < 11172u && (a - 0xAC00u) % 28 == 0 && b - 0x11A8u < 27u) {
+        return a + (b - 0x11A7);
+    }
+    while (n > 1) {
+        size_t half = n / 2;
+        base += (mbi_uc_pairs[mbi_uc_compose[base + half]] & mask) <= key ? half : 0;
+        n -= half;
+    }
+    if ((mbi_uc_pairs[mbi_uc_compose[base]] & mask) != key) {
+        return 0;
+    }
+    return (uint32_t)(mbi_uc_pairs[mbi_uc_compose[base]] >> 42);
+}
+
+/* Entries of a run under normalization: code point | combining class << 24. */
+#define MBI_NFC_CP(x) ((x) & 0x1FFFFFu)
+#define MBI_NFC_CCC(x) ((x) >> 24)
+
+/* Canonical ordering: a stable sort by combining class of each stretch of classes other than 0.
+ * Counting keeps a megabyte of marks linear. */
+static void mbi_nfc_sort(uint32_t *run, uint32_t *tmp, size_t n) {
+    size_t i = 0;
+    while (i < n) {
+        size_t from = i;
+        size_t j;
+        size_t at = 0;
+        uint32_t count[256];
+        unsigned c;
+        while (i < n && MBI_NFC_CCC(run[i]) != 0) {
+            ++i;
+        }
+        MBI_TEXT_WORK(i - from);
+        if (i - from <= 16) {
+            for (j = from + 1; j < i; j++) {
+                uint32_t x = run[j];
+                size_t k = j;
+                while (k > from && MBI_NFC_CCC(run[k - 1]) > MBI_NFC_CCC(x)) {
+                    run[k] = run[k - 1];
+                    --k;
+                }
+                run[k] = x;
+            }
+            i += i == from;
+            continue;
+        }
+        memset(count, 0, sizeof count);
+        for (j = from; j < i; j++) {
+            ++count[MBI_NFC_CCC(run[j])];
+        }
+        for (c = 0; c < 256; c++) {
+            size_t next = at + count[c];
+            count[c] = (uint32_t)at;
+            at = next;
+        }
+        for (j = from; j < i; j++) {
+            tmp[count[MBI_NFC_CCC(run[j])]++] = run[j];
+        }
+        memcpy(run + from, tmp, (i - from) * sizeof run[0]);
+    }
+}
+
+/* Canonical composition in place; returns the new length.  [UAX #15, D117] */
+static size_t mbi_nfc_compose(uint32_t *run, size_t n) {
+    size_t starter = (size_t)-1;
+    size_t kept = 0;
+    size_t i;
+    for (i = 0; i < n; i++) {
+        unsigned ccc = MBI_NFC_CCC(run[i]);
+        /* run[i] is blocked from the starter by a kept character between them whose class is 0 or
+         * not below its own; the classes are sorted, so the last one kept decides. */
+        if (starter != (size_t)-1 && (kept == starter + 1 || MBI_NFC_CCC(run[kept - 1]) < ccc)) {
+            uint32_t c = mbi_uc_compose_pair(MBI_NFC_CP(run[starter]), MBI_NFC_CP(run[i]));
+            if (c != 0) {
+                run[starter] = c;
+                continue;
+            }
+        }
+        if (ccc == 0) {
+            starter = kept;
+        }
+        run[kept++] = run[i];
+    }
+    return kept;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * @@text   Added tokens, normalization, splitting, byte pair encoding                 (private)
+ * ---------------------------------------------------------------------------------------------- */
+typedef struct mbi_block {
+    unsigned char *p;
+    size_t bytes;
+} mbi_block;
+
+/* Everything that one call of mamba_encode holds; freed by mbi_encode_end on every way out. */
+typedef struct mbi_encoder {
+    const mamba_tokenizer *t;
+    unsigned parse;                     /* flags of mamba_encode */
+    int normalize;
+    int32_t *ids;                       /* NULL: only count */
+    size_t cap;
+    size_t n;                           /* ids found so far, also beyond cap */
+    mbi_uc_cursor cursor;
+    mbi_block work;                     /* scratch of normalization, then of BPE */
+    mbi_block normal;                   /* the normalized copy of a segment */
+    mbi_block prefixed;                 /* a copy with a space in front */
+    mamba_error *err;
+} mbi_encoder;
+
+static void mbi_block_free(mbi_encoder *e, mbi_block *block) {
+    if (block->p != NULL) {
+        e->t->memory.free(e->t->memory.user, block->p, block->bytes);
+    }
+    block->p = NULL;
+    block->bytes = 0;
+}
+
+/* Makes a block at least `bytes` large; its content is lost. Growing by half keeps a text of many
+ * long words linear. */
+static mamba_status mbi_encode_room(mbi_encoder *e, mbi_block *block, size_t bytes) {
+    if (bytes <= block->bytes) {
+        return MAMBA_OK;
+    }
+    mbi_block_free(e, block);
+    bytes += bytes / 2;
+    block->p = (unsigned char *)e->t->memory.alloc(e->t->memory.user, bytes, 64);
+    block->bytes = block->p != NULL ? bytes : 0;
+    if (block->p == NULL) {
+        return mbi_fail(e->err, MAMBA_ERR_MEMORY, "out of memory while encoding", "text", 0);
+    }
+    return MAMBA_OK;
+}
+
+static void mbi_encode_end(mbi_encoder *e) {
+    mbi_block_free(e, &e->work);
+    mbi_block_free(e, &e->normal);
+    mbi_block_free(e, &e->prefixed);
+}
+
+static void mbi_encode_put(mbi_encoder *e, uint32_t id) {
+    if (e->n < e->cap) {
+        e->ids[e->n] = (int32_t)id;
+    }
+    ++e->n;
+}
+
+static mamba_status mbi_encode_no_byte(mbi_encoder *e, unsigned char byte) {
+    return mbi_fail_value(e->err, MAMBA_ERR_UNSUPPORTED, "the vocabulary has no token for a byte",
+                          "text", 0, byte, -1, -1);
+}
+
+/* --- byte pair encoding.  Always the applicable merge of lowest rank, leftmost first. */
+
+#define MBI_BPE_SHORT 48                /* up to here scanning for the lowest rank beats a heap */
+
+static void mbi_bpe_look(const mamba_tokenizer *t, uint32_t left, uint32_t right, uint32_t *rank,
+                         uint32_t *merged) {
+    const unsigned char *slot = mbi_tok_find(t, left, right);
+    *rank = slot != NULL ? mbi_load_u32(slot + 8) : MBI_TOK_NONE;
+    *merged = slot != NULL ? mbi_load_u32(slot + 12) : MBI_TOK_NONE;
+}
+
+static mamba_status mbi_bpe_short(mbi_encoder *e, const unsigned char *p, size_t n) {
+    uint32_t id[MBI_BPE_SHORT + 1];
+    uint32_t rank[MBI_BPE_SHORT + 1];       /* of the pair (i, i + 1) */
+    uint32_t merged[MBI_BPE_SHORT + 1];
+    size_t i;
+    for (i = 0; i < n; i++) {
+        id[i] = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
+        if (id[i] == MBI_TOK_NONE) {
+            return mbi_encode_no_byte(e, p[i]);
+        }
+    }
+    for (i = 0; i + 1 < n; i++) {
+        mbi_bpe_look(e->t, id[i], id[i + 1], &rank[i], &merged[i]);
+    }
+    while (n > 1) {
+        size_t best = 0;
+        for (i = 1; i + 1 < n; i++) {
+            best = rank[i] < rank[best] ? i : best;
+        }
+        MBI_TEXT_WORK(n);
+        if (rank[best] == MBI_TOK_NONE) {
+            break;
+        }
+        id[best] = merged[best];
+        --n;
+        for (i = best + 1; i < n; i++) {
+            id[i] = id[i + 1];
+            rank[i] = rank[i + 1];
+            merged[i] = merged[i + 1];
+        }
+        if (best > 0) {
+            mbi_bpe_look(e->t, id[best - 1], id[best], &rank[best - 1], &merged[best - 1]);
+        }
+        if (best + 1 < n) {
+            mbi_bpe_look(e->t, id[best], id[best + 1], &rank[best], &merged[best]);
+        }
+    }
+    for (i = 0; i < n; i++) {
+        mbi_encode_put(e, id[i]);
+    }
+    return MAMBA_OK;
+}
+
+/* A long word: a linked list of symbols and a heap of (rank, position). Entries go stale when a
+ * neighbour merges; one is current if the pair at its position still has its rank. Each merge takes
+ * at least one entry and adds at most two, so n - 1 first entries never become 2 n. */
+typedef struct mbi_bpe_list {
+    uint64_t *heap;                     /* (2 n) rank << 32 | position */
+    uint32_t *id;
+    uint32_t *next;
+    uint32_t *prev;
+    uint32_t *rank;                     /* of the pair that starts here; NONE also where merged away */
+    size_t n_heap;
+} mbi_bpe_list;
+
+static void mbi_bpe_sink(mbi_bpe_list *b, size_t i) {
+    uint64_t x = b->heap[i];
+    for (;;) {
+        size_t child = 2 * i + 1;
+        MBI_TEXT_WORK(1);
+        if (child >= b->n_heap) {
+            break;
+        }
+        child += child + 1 < b->n_heap && b->heap[child + 1] < b->heap[child];
+        if (b->heap[child] >= x) {
+            break;
+        }
+        b->heap[i] = b->heap[child];
+        i = child;
+    }
+    b->heap[i] = x;
+}
+
+static void mbi_bpe_push(mbi_bpe_list *b, uint64_t x) {
+    size_t i = b->n_heap++;
+    while (i > 0 && b->heap[(i - 1) / 2] > x) {
+        b->heap[i] = b->heap[(i - 1) / 2];
+        i = (i - 1) / 2;
+        MBI_TEXT_WORK(1);
+    }
+    b->heap[i] = x;
+}
+
+/* Looks up the pair that starts at i and enters it. */
+static void mbi_bpe_enter(mbi_bpe_list *b, const mamba_tokenizer *t, uint32_t i, uint32_t end) {
+    uint32_t merged;
+    b->rank[i] = MBI_TOK_NONE;
+    if (b->next[i] != end) {
+        mbi_bpe_look(t, b->id[i], b->id[b->next[i]], &b->rank[i], &merged);
+    }
+    if (b->rank[i] != MBI_TOK_NONE) {
+        mbi_bpe_push(b, (uint64_t)b->rank[i] << 32 | i);
+    }
+}
+
+static void mbi_bpe_merge(mbi_bpe_list *b, const mamba_tokenizer *t, uint32_t end) {
+    while (b->n_heap > 0) {
+        uint64_t top = b->heap[0];
+        uint32_t i = (uint32_t)top;
+        uint32_t gone;
+        b->heap[0] = b->heap[--b->n_heap];
+        if (b->n_heap > 0) {
+            mbi_bpe_sink(b, 0);
+        }
+        if (b->rank[i] != (uint32_t)(top >> 32)) {
+            continue;
+        }
+        gone = b->next[i];
+        b->id[i] = mbi_load_u32(mbi_tok_find(t, b->id[i], b->id[gone]) + 12);
+        b->next[i] = b->next[gone];
+        b->rank[gone] = MBI_TOK_NONE;
+        if (b->next[i] != end) {
+            b->prev[b->next[i]] = i;
+        }
+        mbi_bpe_enter(b, t, i, end);
+        if (i != 0) {
+            mbi_bpe_enter(b, t, b->prev[i], end);
+        }
+    }
+}
+
+static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t n) {
+    mbi_bpe_list b;
+    uint32_t end = (uint32_t)n;
+    uint32_t i;
+    mamba_status status;
+    if (n > 0x7FFFFFFFu || n > (size_t)-1 / 64) {
+        return mbi_fail_value(e->err, MAMBA_ERR_RANGE, "a word is too long", "text", 0,
+                              mbi_clamp_i64(n), 0, 0x7FFFFFFF);
+    }
+    status = mbi_encode_room(e, &e->work, n * 32);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    b.heap = (uint64_t *)(void *)e->work.p;
+    b.id = (uint32_t *)(b.heap + 2 * n);
+    b.next = b.id + n;
+    b.prev = b.next + n;
+    b.rank = b.prev + n;
+    b.n_heap = 0;
+    for (i = 0; i < end; i++) {
+        b.id[i] = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
+        if (b.id[i] == MBI_TOK_NONE) {
+            return mbi_encode_no_byte(e, p[i]);
+        }
+        b.next[i] = i + 1;
+        b.prev[i] = i - 1;
+    }
+    for (i = 0; i < end; i++) {
+        mbi_bpe_enter(&b, e->t, i, end);
+    }
+    mbi_bpe_merge(&b, e->t, end);
+    for (i = 0; i != end; i = b.next[i]) {
+        mbi_encode_put(e, b.id[i]);
+    }
+    return MAMBA_OK;
+}
+
+static mamba_status mbi_encode_word(mbi_encoder *e, const unsigned char *p, size_t n) {
+    size_t i;
+    if (n <= MBI_BPE_SHORT && e->t->n_slots != 0) {
+        return mbi_bpe_short(e, p, n);
+    }
+    if (e->t->n_slots != 0) {
+        return mbi_bpe_long(e, p, n);
+    }
+    for (i = 0; i < n; i++) {
+        uint32_t id = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
+        if (id == MBI_TOK_NONE) {
+            return mbi_encode_no_byte(e, p[i]);
+        }
+        mbi_encode_put(e, id);
+    }
+    return MAMBA_OK;
+}
+
+/* --- splitting into words */
+
+static const unsigned char *mbi_split_run(mbi_encoder *e, const unsigned char *p,
+                                          const unsigned char *end, unsigned cls) {
+    int length;
+    while (p < end && mbi_uc_class_at(&e->cursor, p, end, &length) == cls) {
+        p += length;
+    }
+    return p;
+}
+
+/* The end of the word that starts at p < end. The pattern of GPT-2, tried in this order:
+ *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+ * The classes are disjoint, so one look ahead decides. */
+static const unsigned char *mbi_split_gpt2(mbi_encoder *e, const unsigned char *p,
+                                           const unsigned char *end) {
+    const unsigned char *last = p;
+    const unsigned char *q;
+    unsigned cls;
+    int length;
+    if (*p == '\'' && end - p > 1) {
+        unsigned char a = p[1];
+        unsigned char b = end - p > 2 ? p[2] : 0;
+        if (a == 's' || a == 't' || a == 'm' || a == 'd') {
+            return p + 2;
+        }
+        if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) {
+            return p + 3;
+        }
+    }
+    cls = mbi_uc_class_at(&e->cursor, p, end, &length);
+    if (*p == ' ' && end - p > 1) {
+        int second;
+        unsigned c = mbi_uc_class_at(&e->cursor, p + 1, end, &second);
+        if (c != MBI_UC_SPACE) {
+            cls = c;
+            length = 1 + second;
+        }
+    }
+    if (cls != MBI_UC_SPACE) {
+        return mbi_split_run(e, p + length, end, cls);
+    }
+    /* \s+(?!\S) leaves the last of several spaces to what follows; a single one is \s+. */
+    for (q = p + length; q < end && mbi_uc_class_at(&e->cursor, q, end, &length) == MBI_UC_SPACE;
+         q += length) {
+        last = q;
+        MBI_TEXT_WORK(1);
+    }
+    return q == end || last == p ? q : last;
+}
+
+static mamba_status mbi_encode_split(mbi_encoder *e, const unsigned char *p, size_t n) {
+    const unsigned char *end = p + n;
+    if (e->t->split == MBI_TOK_SPLIT_NONE) {
+        return mbi_encode_word(e, p, n);
+    }
+    while (p < end) {
+        const unsigned char *q = mbi_split_gpt2(e, p, end);
+        mamba_status status = mbi_encode_word(e, p, (size_t)(q - p));
+        if (status != MAMBA_OK) {
+            return status;
+        }
+        p = q;
+    }
+    return MAMBA_OK;
+}
+
+/* Text without added tokens; n > 0. */
+static mamba_status mbi_encode_plain(mbi_encoder *e, const unsigned char *p, size_t n) {
+    if ((e->t->flags & MBI_TOK_PREFIX_SPACE) != 0 && *p != ' ') {
+        mamba_status status = mbi_encode_room(e, &e->prefixed, n + 1);
+        if (status != MAMBA_OK) {
+            return status;
+        }
+        e->prefixed.p[0] = ' ';
+        memcpy(e->prefixed.p + 1, p, n);
+        p = e->prefixed.p;
+        ++n;
+    }
+    return mbi_encode_split(e, p, n);
+}
+
+/* --- normalization */
+
+/* Normalizes [p, end), a starter and what may combine with it or reorder, and adds the bytes of the
+ * result to *n; dst = NULL only counts. */
+static mamba_status mbi_nfc_run(mbi_encoder *e, const unsigned char *p, const unsigned char *end,
+                                unsigned char *dst, size_t *n) {
+    const unsigned char *q;
+    uint32_t cp;
+    uint32_t parts[4];
+    uint32_t *run;
+    size_t n_run = 0;
+    size_t i;
+    mamba_status status;
+    for (q = p; q < end; ) {
+        q += mbi_utf8_get(q, end, &cp);
+        n_run += (size_t)mbi_uc_decompose(cp, parts);
+    }
+    MBI_TEXT_WORK(n_run);
+    status = mbi_encode_room(e, &e->work, 2 * n_run * sizeof run[0]);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    run = (uint32_t *)(void *)e->work.p;
+    for (q = p, i = 0; q < end; ) {
+        int k;
+        int n_parts;
+        q += mbi_utf8_get(q, end, &cp);
+        n_parts = mbi_uc_decompose(cp, parts);
+        for (k = 0; k < n_parts; k++) {
+            run[i++] = parts[k] | (uint32_t)mbi_uc_ccc(parts[k]) << 24;
+        }
+    }
+    mbi_nfc_sort(run, run + n_run, n_run);
+    n_run = mbi_nfc_compose(run, n_run);
+    for (i = 0; i < n_run; i++) {
+        unsigned char scratch[4];
+        *n += (size_t)mbi_utf8_put(MBI_NFC_CP(run[i]), dst != NULL ? dst + *n : scratch);
+    }
+    return MAMBA_OK;
+}
+
+/* NFC of well-formed [p, end) into dst (NULL: only count). Text between runs is copied as it is: a
+ * character without the bit MBI_UC_NFC never combines with what is before it. */
+static mamba_status mbi_nfc_text(mbi_encoder *e, const unsigned char *p, const unsigned char *end,
+                                 unsigned char *dst, size_t *n) {
+    const unsigned char *from = p;          /* not yet copied */
+    const unsigned char *starter = p;       /* the last character, if it can start a run */
+    *n = 0;
+    while (p <= end) {
+        const unsigned char *run = p;
+        uint32_t cp = 0;
+        int length = p < end ? mbi_utf8_get(p, end, &cp) : 0;
+        mamba_status status;
+        if (p < end && (cp < 0x300 || (mbi_uc_class(&e->cursor, cp) & MBI_UC_NFC) == 0)) {
+            starter = p;
+            p += length;
+            continue;
+        }
+        run = p < end ? starter : end;      /* at the end: an empty run */
+        if (dst != NULL) {
+            memcpy(dst + *n, from, (size_t)(run - from));
+        }
+        *n += (size_t)(run - from);
+        if (p == end) {
+            break;
+        }
+        do {
+            p += length;
+            length = p < end ? mbi_utf8_get(p, end, &cp) : 0;
+        } while (p < end && (mbi_uc_class(&e->cursor, cp) & MBI_UC_NFC) != 0);
+        status = mbi_nfc_run(e, run, p, dst, n);
+        if (status != MAMBA_OK) {
+            return status;
+        }
+        from = p;
+        starter = p;
+    }
+    return MAMBA_OK;
+}
+
+/* --- added tokens */
+
+/* The longest token of the sorted added[lo..hi) that starts at p: its index, or hi if none does. */
+static uint32_t mbi_added_at(const mamba_tokenizer *t, uint32_t lo, uint32_t hi,
+                             const unsigned char *p, const unsigned char *end, uint32_t *n) {
+    uint32_t none = hi;
+    uint32_t best = hi;
+    uint32_t depth;
+    *n = 0;
+    for (depth = 0; lo < hi; depth++) {     /* added[lo..hi) agree with p in `depth` bytes */
+        uint32_t length;
+        uint32_t side;
+        (void)mbi_tok_bytes(t, mbi_load_u32(t->added + (size_t)8 * lo), &length);
+        MBI_TEXT_WORK(1);
+        if (length == depth) {
+            best = lo++;
+            *n = length;
+        }
+        if (p + depth == end) {
+            break;
+        }
+        for (side = 0; side < 2; side++) {  /* first with byte >= p[depth], then first with byte > */
+            uint32_t a = lo;
+            uint32_t b = hi;
+            while (a < b) {
+                uint32_t mid = a + (b - a) / 2;
+                unsigned char c = mbi_tok_bytes(t, mbi_load_u32(t->added + (size_t)8 * mid), &length)[depth];
+                if (side == 0 ? c < p[depth] : c <= p[depth]) {
+                    a = mid + 1;
+                } else {
+                    b = mid;
+                }
+            }
+            if (side == 0) {
+                lo = a;
+            } else {
+                hi = a;
+            }
+        }
+    }
+    return best == none ? none : best;
+}
+
+/* Where the white space that ends at p begins, not before `from`. */
+static const unsigned char *mbi_space_before(mbi_encoder *e, const unsigned char *from,
+                                             const unsigned char *p) {
+    while (p > from) {
+        const unsigned char *q = p - 1;
+        int length;
+        while (q > from && p - q < 4 && (*q & 0xC0) == 0x80) {
+            --q;
+        }
+        if (mbi_uc_class_at(&e->cursor, q, p, &length) != MBI_UC_SPACE || q + length != p) {
+            break;
+        }
+        p = q;
+    }
+    return p;
+}
+
+typedef mamba_status (*mbi_encode_stage)(mbi_encoder *e, const unsigned char *p, size_t n);
+
+/* Cuts the tokens added[lo..hi) out of a text: leftmost, there the longest; what lies between goes on
+ * to the next stage. A special token that is not to be parsed stays text, as a whole. */
+static mamba_status mbi_encode_added(mbi_encoder *e, const unsigned char *p, size_t n, uint32_t lo,
+                                     uint32_t hi, mbi_encode_stage next) {
+    const mamba_tokenizer *t = e->t;
+    const unsigned char *end = p + n;
+    const unsigned char *from = p;          /* not yet passed on */
+    unsigned char starts[256];
+    uint32_t i;
+    memset(starts, 0, sizeof starts);
+    for (i = lo; i < hi; i++) {
+        uint32_t length;
+        starts[*mbi_tok_bytes(t, mbi_load_u32(t->added + (size_t)8 * i), &length)] = 1;
+    }
+    while (lo < hi && p < end) {
+        const unsigned char *start = p;
+        uint32_t length;
+        uint32_t flags;
+        mamba_status status = MAMBA_OK;
+        i = starts[*p] ? mbi_added_at(t, lo, hi, p, end, &length) : hi;
+        if (i == hi) {
+            ++p;
+            continue;
+        }
+        p += length;
+        flags = mbi_load_u32(t->added + (size_t)8 * i + 4);
+        if ((flags & MBI_ADDED_SPECIAL) != 0 && (e->parse & MAMBA_PARSE_SPECIAL) == 0) {
+            continue;
+        }
+        if ((flags & MBI_ADDED_LSTRIP) != 0) {
+            start = mbi_space_before(e, from, start);
+        }
+        if ((flags & MBI_ADDED_RSTRIP) != 0) {
+            p = mbi_split_run(e, p, end, MBI_UC_SPACE);
+        }
+        if (from < start) {
+            status = next(e, from, (size_t)(start - from));
+        }
+        if (status != MAMBA_OK) {
+            return status;
+        }
+        mbi_encode_put(e, mbi_load_u32(t->added + (size_t)8 * i));
+        from = p;
+    }
+    return from < end ? next(e, from, (size_t)(end - from)) : MAMBA_OK;
+}
+
+/* Does a well-formed text hold a character that normalization might change? */
+static int mbi_nfc_needed(mbi_uc_cursor *k, const unsigned char *p, const unsigned char *end) {
+    while (p < end) {
+        uint32_t cp = *p;
+        p += cp < 0x80 ? 1 : mbi_utf8_get(p, end, &cp);
+        if (cp >= 0x300 && (mbi_uc_class(k, cp) & MBI_UC_NFC) != 0) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Text between added tokens that are searched before normalization; n > 0. */
+static mamba_status mbi_encode_segment(mbi_encoder *e, const unsigned char *p, size_t n) {
+    size_t n_normal = 0;
+    if (e->normalize && mbi_nfc_needed(&e->cursor, p, p + n)) {
+        mamba_status status = mbi_nfc_text(e, p, p + n, NULL, &n_normal);
+        if (status == MAMBA_OK) {
+            status = mbi_encode_room(e, &e->normal, n_normal);
+        }
+        if (status == MAMBA_OK) {
+            status = mbi_nfc_text(e, p, p + n, e->normal.p, &n_normal);
+        }
+        if (status != MAMBA_OK) {
+            return status;
+        }
+        p = e->normal.p;
+        n = n_normal;
+    }
+    return mbi_encode_added(e, p, n, e->t->n_added_raw, e->t->n_added, mbi_encode_plain);
+}
+
+
+/* ------------------------------------------------------------------------------------------------
+ * @@sampling   Choosing a token, in integers                                          (private)
+ * ---------------------------------------------------------------------------------------------- */
+/* Sampling in integers. A weight is 2^39 exp((logit - max) / temperature), rounded down, so the
+ * largest weight is 2^39, sums of up to 2^24 of them fit, the order of summing cannot matter, and the
+ * same seed draws the same token with any compiler. What is 27 nats below the best has weight 0. */
+#define MBI_SAMPLE_ONE ((uint64_t)1 << 39)
+#define MBI_SAMPLE_MAX_LOGITS ((size_t)1 << 24)
+#define MBI_SAMPLE_BLOCKS 128
+
+/* A key that orders as the logits do; both zeros are one. */
+static uint32_t mbi_sample_key(float x) {
+    uint32_t u = x == 0.0f ? 0 : mbi_f32_bits(x);
+    return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
+}
+
+/* 2^39 2^-q with q = (max - logit) scale, scale = log2(e) / temperature: one subtraction and one
+ * product, which nothing can contract, then fixed point. q = k + i/32 + rest; 2^-(i/32) from the
+ * table, 2^-rest by its series to the fourth power, within 2^-29 of the exact weight. */
+static uint64_t mbi_sample_weight(float logit, float max, double scale) {
+    static const uint32_t power[32] = {          /* 2^(31 - i/32) */
+    0x80000000u, 0x7D41D96Eu, 0x7A92BE8Bu, 0x77F25CCEu, 0x75606374u, 0x72DC8374u,
+    0x70666F76u, 0x6DFDDBCCu, 0x6BA27E65u, 0x69540EC9u, 0x6712460Bu, 0x64DCDEC3u,
+    0x62B39509u, 0x60962665u, 0x5E8451D0u, 0x5C7DD7A4u, 0x5A82799Au, 0x5891FAC1u,
+    0x56AC1F75u, 0x54D0AD5Au, 0x52FF6B55u, 0x51382182u, 0x4F7A9930u, 0x4DC69CDDu,
+    0x4C1BF829u, 0x4A7A77D4u, 0x48E1E9BAu, 0x47521CC6u, 0x45CAE0F2u, 0x444C0740u,
+    0x42D561B4u, 0x4166C34Cu};
+    const uint64_t one = (uint64_t)1 << 32;
+    double q = ((double)max - (double)logit) * scale;
+    uint64_t fixed;
+    uint64_t y;
+    uint64_t r;
+    if (!(q < 40.0)) {
+        return 0;
+    }
+    fixed = (uint64_t)(q * 4294967296.0);
+    y = (fixed & 0x7FFFFFF) * 2977044472u >> 32;            /* ln 2 in units of 2^-32 */
+    r = one - (y >> 2);
+    r = one - (y * r >> 32) / 3;
+    r = one - (y * r >> 33);
+    r = one - (y * r >> 32);
+    return power[fixed >> 27 & 31] * r >> (24 + (fixed >> 32));
+}
+
+/* SplitMix64: the n-th number of a seed. Every seed is good, and there is no state to go wrong. */
+static uint64_t mbi_sample_mix(uint64_t z) {
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+static uint64_t mbi_sample_random(uint64_t seed, uint64_t n) {
+    return mbi_sample_mix(mbi_sample_mix(seed + 0x9E3779B97F4A7C15u) + n * 0x9E3779B97F4A7C15u);
+}
+
+/* floor(a b / 2^64) */
+static uint64_t mbi_sample_mul_high(uint64_t a, uint64_t b) {
+    uint64_t al = a & 0xFFFFFFFFu;
+    uint64_t ah = a >> 32;
+    uint64_t bl = b & 0xFFFFFFFFu;
+    uint64_t bh = b >> 32;
+    uint64_t mid = ah * bl + (al * bl >> 32);
+    uint64_t low = al * bh + (mid & 0xFFFFFFFFu);
+    return ah * bh + (mid >> 32) + (low >> 32);
+}
+
+/* Drops (sets to -infinity) what has a key below `key`, and of those equal to it all but the first
+ * n_ties. */
+static void mbi_sample_cut(float *logits, size_t n, uint32_t key, uint64_t n_ties) {
+    size_t i;
+    for (i = 0; i < n; i++) {
+        uint32_t k = mbi_sample_key(logits[i]);
+        if (k < key || (k == key && n_ties == 0)) {
+            logits[i] = mbi_bits_f32(0xFF800000u);
+        } else if (k == key) {
+            --n_ties;
+        }
+    }
+}
+
+/* Keeps the k largest, of equal ones those with the lower ids: a descent through histograms of the
+ * keys' digits finds the key of the k-th. */
+static void mbi_sample_top_k(float *logits, size_t n, uint32_t k) {
+    uint32_t count[256];
+    uint32_t prefix = 0;
+    uint32_t above = 0;                     /* known to be larger than the k-th */
+    int shift;
+    for (shift = 24; shift >= 0; shift -= 8) {
+        size_t i;
+        uint32_t d = 255;
+        memset(count, 0, sizeof count);
+        for (i = 0; i < n; i++) {
+            uint32_t key = mbi_sample_key(logits[i]);
+            if (((uint64_t)(key ^ prefix) >> (shift + 8)) == 0) {
+                ++count[key >> shift & 255];
+            }
+        }
+        while (d > 0 && above + count[d] < k) {
+            above += count[d--];
+        }
+        prefix |= d << shift;
+    }
+    mbi_sample_cut(logits, n, prefix, k - above);
+}
+
+/* Keeps the smallest set of the most probable whose mass is at least p of the whole; the one that
+ * reaches p belongs to it, of equal ones those with the lower ids. */
+static void mbi_sample_top_p(float *logits, size_t n, float p, float max, double scale) {
+    uint64_t mass[256];
+    uint64_t above = 0;
+    uint64_t goal = 1;
+    uint32_t prefix = 0;
+    uint64_t weight = 0;
+    int shift;
+    for (shift = 24; shift >= 0; shift -= 8) {
+        size_t i;
+        uint32_t d = 255;
+        memset(mass, 0, sizeof mass);
+        for (i = 0; i < n; i++) {
+            uint32_t key = mbi_sample_key(logits[i]);
+            if (((uint64_t)(key ^ prefix) >> (shift + 8)) == 0) {
+                uint64_t w = mbi_sample_weight(logits[i], max, scale);
+                mass[key >> shift & 255] += w;
+            }
+        }
+        if (shift == 24) {
+            uint64_t q = (uint64_t)((double)p * 4294967296.0);
+            uint64_t sum = 0;
+            uint64_t low;
+            for (i = 0; i < 256; i++) {
+                sum += mass[i];
+            }
+            low = (sum & 0xFFFFFFFFu) * q;
+            goal = (sum >> 32) * q + (low >> 32) + ((low & 0xFFFFFFFFu) != 0);
+            goal += goal == 0;
+        }
+        while (d > 0 && above + mass[d] < goal) {
+            above += mass[d--];
+        }
+        prefix |= d << shift;
+    }
+    {
+        uint32_t u = (prefix & 0x80000000u) != 0 ? prefix & 0x7FFFFFFFu : ~prefix;
+        float logit;
+        memcpy(&logit, &u, sizeof logit);
+        weight = mbi_sample_weight(logit, max, scale);
+    }
+    mbi_sample_cut(logits, n, prefix, weight != 0 ? (goal - above + weight - 1) / weight : 0);
+}
+
+/* Draws an id with a probability proportional to its weight; weights below min_p of the largest do
+ * not count. */
+static size_t mbi_sample_draw(const float *logits, size_t n, float min_p, float max, double scale,
+                              uint64_t random) {
+    uint64_t block[MBI_SAMPLE_BLOCKS];
+    double floor_weight = (double)min_p * 549755813888.0;       /* exact: 2^39 */
+    size_t per_block = n / MBI_SAMPLE_BLOCKS + 1;
+    size_t best = 0;
+    size_t b = 0;
+    size_t i;
+    uint64_t sum = 0;
+    uint64_t target;
+    memset(block, 0, sizeof block);
+    for (i = 0; i < n; i++) {
+        uint64_t w = mbi_sample_weight(logits[i], max, scale);
+        if ((double)w >= floor_weight) {
+            block[i / per_block] += w;
+            sum += w;
+        }
+        best = logits[i] > logits[best] ? i : best;
+    }
+    target = mbi_sample_mul_high(random, sum);
+    while (b + 1 < MBI_SAMPLE_BLOCKS && target >= block[b]) {
+        target -= block[b++];
+    }
+    for (i = b * per_block; i < n; i++) {
+        uint64_t w = mbi_sample_weight(logits[i], max, scale);
+        if ((double)w >= floor_weight) {
+            if (target < w) {
+                return i;
+            }
+            target -= w;
+        }
+    }
+    return best;                            /* not reached: target < sum */
+}
+
+/* The number of the last tokens that the penalty looks at, and the i-th of them. */
+static uint32_t mbi_sample_window(const mamba_sampler *s) {
+    uint32_t n = s->repeat_last_n > 0 ? (uint32_t)s->repeat_last_n : MAMBA_SAMPLER_HISTORY;
+    if (s->repeat_penalty == 0.0f || s->repeat_penalty == 1.0f) {
+        return 0;
+    }
+    return s->n_history < n ? (uint32_t)s->n_history : n;
+}
+
+static int32_t mbi_sample_recent(const mamba_sampler *s, uint32_t i) {
+    return s->history[(s->n_history - 1 - i) % MAMBA_SAMPLER_HISTORY];
+}
+
+static mamba_status mbi_sample_check(const mamba_sampler *s, size_t n_logits, mamba_error *err) {
+    const char *field = NULL;
+    const char *what = NULL;
+    uint32_t i;
+    if (!(s->temperature >= 0.0f && s->temperature <= 3.402823466e38f)) {
+        field = "temperature";
+        what = "not a finite number from 0 on";
+    } else if (s->top_k < 0) {
+        field = "top_k";
+        what = "negative";
+    } else if (!(s->top_p >= 0.0f && s->top_p <= 1.0f)) {
+        field = "top_p";
+        what = "not from 0 (off) to 1";
+    } else if (!(s->min_p >= 0.0f && s->min_p <= 1.0f)) {
+        field = "min_p";
+        what = "not from 0 (off) to 1";
+    } else if (!(s->repeat_penalty >= 0.0f && s->repeat_penalty <= 3.402823466e38f)) {
+        field = "repeat_penalty";
+        what = "not a finite number from 0 (off) on";
+    } else if (s->repeat_last_n < 0 || s->repeat_last_n > MAMBA_SAMPLER_HISTORY) {
+        field = "repeat_last_n";
+        what = "not from 0 (all that is kept) to MAMBA_SAMPLER_HISTORY";
+    }
+    for (i = 0; field == NULL && i < mbi_sample_window(s); i++) {
+        int32_t id = mbi_sample_recent(s, i);
+        if (id < 0 || (size_t)id >= n_logits) {
+            return mbi_fail_value(err, MAMBA_ERR_ARG, "an id beyond the logits", "history", 0, id, 0,
+                                  (int64_t)n_logits - 1);
+        }
+    }
+    if (field != NULL) {
+        return mbi_fail(err, MAMBA_ERR_ARG, what, field, 0);
+    }
+    return MAMBA_OK;
+}
+
+/* Divides positive and multiplies other logits of recent tokens by the penalty, each token once. A
+ * result beyond the range of float stays at its end. */
+static void mbi_sample_repeat(const mamba_sampler *s, float *logits, size_t n) {
+    uint32_t window = mbi_sample_window(s);
+    uint32_t i;
+    for (i = 0; i < window; i++) {
+        size_t id = (size_t)mbi_sample_recent(s, i);
+        uint32_t j = 0;
+        float x;
+        while (j < i && (size_t)mbi_sample_recent(s, j) != id) {
+            ++j;
+        }
+        if (j < i || id >= n) {
+            continue;
+        }
+        x = logits[id];
+        if (mbi_f32_bits(x) == 0xFF800000u) {
+            continue;
+        }
+        x = x > 0.0f ? x / s->repeat_penalty : x * s->repeat_penalty;
+        x = x > 3.402823466e38f ? 3.402823466e38f : x;
+        logits[id] = x < -3.402823466e38f ? -3.402823466e38f : x;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
  * @@api   Public functions: check arguments, call inward                                 (private)
  * ---------------------------------------------------------------------------------------------- */
 MAMBA_API const char *mamba_version(void) {
@@ -3725,8 +5900,9 @@ static mamba_status mbi_open_bytes(mbi_bytes *bytes, const mamba_config *cfg, co
         status = mbi_bind_all(m, err);
     }
     if (status == MAMBA_OK && (tok = mbi_find_section(m, "tokenizer", 9)) != NULL) {
-        m->tokenizer = m->bytes.data + tok->offset;
-        m->tokenizer_bytes = (size_t)tok->bytes;
+        status = mbi_tok_open(&m->tokenizer, m->bytes.data + tok->offset, tok->bytes, &m->memory,
+                              err);
+        m->has_tokenizer = 1;
     }
     if (status == MAMBA_OK && cfg->check) {
         status = mamba_model_check(m, cfg->check, err);
@@ -3969,7 +6145,245 @@ MAMBA_API const void *mamba_model_section(const mamba_model *model, const char *
 }
 
 MAMBA_API const mamba_tokenizer *mamba_model_tokenizer(const mamba_model *model) {
-    return model->tokenizer ? (const mamba_tokenizer *)(const void *)model : NULL;
+    return model->has_tokenizer ? &model->tokenizer : NULL;
+}
+
+MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t) {
+    return t != NULL ? (int32_t)t->n_ids : 0;
+}
+
+MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, size_t n_text,
+                                    unsigned flags, int32_t *ids, size_t cap, size_t *n_ids,
+                                    mamba_error *err) {
+    mbi_encoder e;
+    const unsigned char *p = (const unsigned char *)text;
+    mamba_status status = MAMBA_OK;
+    if (n_ids != NULL) {
+        *n_ids = 0;
+    }
+    mbi_error_clear(err);
+    if (t == NULL || n_ids == NULL || (text == NULL && n_text != 0)) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL", "mamba_encode", 0);
+    }
+    if ((flags & ~(unsigned)(MAMBA_PARSE_SPECIAL | MAMBA_NO_NORMALIZE)) != 0) {
+        return mbi_fail_value(err, MAMBA_ERR_ARG, "unknown flag", "flags", 0, flags, 0,
+                              MAMBA_PARSE_SPECIAL | MAMBA_NO_NORMALIZE);
+    }
+    if (n_text > (size_t)-1 / 64) {
+        return mbi_fail_value(err, MAMBA_ERR_RANGE, "text too long for this build", "n_text", 0,
+                              mbi_clamp_i64(n_text), 0, (int64_t)((size_t)-1 / 64));
+    }
+    memset(&e, 0, sizeof e);
+    e.t = t;
+    e.parse = flags;
+    e.ids = ids;
+    e.cap = ids != NULL ? cap : 0;
+    e.err = err;
+    if (n_text != 0) {
+        e.normalize = (t->flags & MBI_TOK_NFC) != 0 && (flags & MAMBA_NO_NORMALIZE) == 0
+            && mbi_utf8_valid(p, p + n_text);
+        status = mbi_encode_added(&e, p, n_text, 0, t->n_added_raw, mbi_encode_segment);
+    }
+    mbi_encode_end(&e);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    *n_ids = e.n;
+    if (ids != NULL && e.n > cap) {
+        return mbi_fail_value(err, MAMBA_ERR_RANGE, "more tokens than room for them", "cap", 0,
+                              mbi_clamp_i64(cap), mbi_clamp_i64(e.n), INT64_MAX);
+    }
+    return MAMBA_OK;
+}
+
+MAMBA_API mamba_status mamba_token_bytes(const mamba_tokenizer *t, int32_t id, const char **bytes,
+                                         size_t *n, mamba_error *err) {
+    uint32_t length;
+    if (bytes == NULL || n == NULL) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL", "mamba_token_bytes", 0);
+    }
+    *bytes = NULL;
+    *n = 0;
+    mbi_error_clear(err);
+    if (t == NULL) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL", "mamba_token_bytes", 0);
+    }
+    if (id < 0 || !mbi_tok_exists(t, (uint32_t)id)) {
+        return mbi_fail_value(err, MAMBA_ERR_ARG, "the vocabulary has no such id", "id", 0, id, 0,
+                              (int64_t)t->n_ids - 1);
+    }
+    *bytes = (const char *)mbi_tok_bytes(t, (uint32_t)id, &length);
+    *n = length;
+    return MAMBA_OK;
+}
+
+MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids,
+                                    char *out, size_t cap, size_t *n_out, mamba_error *err) {
+    size_t need = 0;
+    size_t i;
+    if (n_out != NULL) {
+        *n_out = 0;
+    }
+    if (t == NULL || n_out == NULL || (ids == NULL && n_ids != 0)) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL", "mamba_decode", 0);
+    }
+    mbi_error_clear(err);
+    for (i = 0; i < n_ids; i++) {
+        const char *bytes;
+        size_t n;
+        mamba_status status = mamba_token_bytes(t, ids[i], &bytes, &n, err);
+        if (status != MAMBA_OK) {
+            return status;
+        }
+        if (n > (size_t)-1 - need) {
+            return mbi_fail(err, MAMBA_ERR_RANGE, "text too long for this build", "n_ids", 0);
+        }
+        if (out != NULL && need <= cap && n <= cap - need) {
+            memcpy(out + need, bytes, n);
+        }
+        need += n;
+    }
+    *n_out = need;
+    if (out != NULL && need > cap) {
+        return mbi_fail_value(err, MAMBA_ERR_RANGE, "more bytes than room for them", "cap", 0,
+                              mbi_clamp_i64(cap), mbi_clamp_i64(need), INT64_MAX);
+    }
+    return MAMBA_OK;
+}
+
+/* Bytes at the end of a text that may still become a character: 0 to 3. */
+static size_t mbi_utf8_open(const unsigned char *p, size_t n) {
+    size_t back;
+    for (back = 1; back <= 3 && back <= n; back++) {
+        unsigned char lead = p[n - back];
+        if ((lead & 0xC0) != 0x80) {
+            int need = mbi_utf8_need(lead);
+            int open = need > (int)back && (back == 1 || mbi_utf8_second_ok(lead, p[n - back + 1]));
+            return open ? back : 0;
+        }
+    }
+    return 0;
+}
+
+MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_stream *s, int32_t id,
+                                           char *out, size_t cap, size_t *n_out, mamba_error *err) {
+    const char *bytes;
+    size_t n;
+    size_t total;
+    size_t held;
+    mamba_status status;
+    if (n_out != NULL) {
+        *n_out = 0;
+    }
+    if (s == NULL || n_out == NULL || out == NULL || s->n_pending > 3) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL or the stream was not zeroed",
+                        "mamba_stream_decode", 0);
+    }
+    status = mamba_token_bytes(t, id, &bytes, &n, err);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    total = s->n_pending + n;
+    if (total > cap) {
+        *n_out = total;
+        return mbi_fail_value(err, MAMBA_ERR_RANGE, "more bytes than room for them", "cap", 0,
+                              mbi_clamp_i64(cap), mbi_clamp_i64(total), INT64_MAX);
+    }
+    memcpy(out, s->pending, s->n_pending);
+    if (n != 0) {
+        memcpy(out + s->n_pending, bytes, n);
+    }
+    held = mbi_utf8_open((const unsigned char *)out, total);
+    memcpy(s->pending, out + (total - held), held);
+    s->n_pending = (uint32_t)held;
+    *n_out = total - held;
+    return MAMBA_OK;
+}
+
+MAMBA_API mamba_status mamba_stream_flush(mamba_utf8_stream *s, char *out, size_t cap, size_t *n_out,
+                                          mamba_error *err) {
+    if (n_out != NULL) {
+        *n_out = 0;
+    }
+    if (s == NULL || n_out == NULL || out == NULL || s->n_pending > 3) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL or the stream was not zeroed",
+                        "mamba_stream_flush", 0);
+    }
+    mbi_error_clear(err);
+    if (s->n_pending > cap) {
+        return mbi_fail_value(err, MAMBA_ERR_RANGE, "more bytes than room for them", "cap", 0,
+                              mbi_clamp_i64(cap), s->n_pending, INT64_MAX);
+    }
+    memcpy(out, s->pending, s->n_pending);
+    *n_out = s->n_pending;
+    s->n_pending = 0;
+    return MAMBA_OK;
+}
+
+MAMBA_API void mamba_sampler_init(mamba_sampler *s, uint64_t seed) {
+    if (s != NULL) {
+        memset(s, 0, sizeof *s);
+        s->temperature = 1.0f;
+        s->seed = seed;
+    }
+}
+
+MAMBA_API void mamba_sampler_accept(mamba_sampler *s, int32_t token) {
+    if (s != NULL) {
+        s->history[s->n_history % MAMBA_SAMPLER_HISTORY] = token;
+        ++s->n_history;
+    }
+}
+
+MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_logits, size_t n_allowed,
+                                    int32_t *token, mamba_error *err) {
+    size_t n = n_allowed != 0 && n_allowed < n_logits ? n_allowed : n_logits;
+    size_t best = 0;
+    size_t i;
+    mamba_status status;
+    mbi_error_clear(err);
+    if (s == NULL || logits == NULL || token == NULL) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "an argument is NULL", "mamba_sample", 0);
+    }
+    *token = -1;
+    if (n == 0 || n_logits > MBI_SAMPLE_MAX_LOGITS) {
+        return mbi_fail_value(err, MAMBA_ERR_ARG, "no logits or too many", "n_logits", 0,
+                              mbi_clamp_i64(n_logits), 1, (int64_t)MBI_SAMPLE_MAX_LOGITS);
+    }
+    status = mbi_sample_check(s, n_logits, err);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    for (i = 0; i < n; i++) {
+        uint32_t u = mbi_f32_bits(logits[i]);
+        if ((u & 0x7FFFFFFFu) > 0x7F800000u || u == 0x7F800000u) {
+            return mbi_fail(err, MAMBA_ERR_NONFINITE, "a logit is NaN or +infinity", "logits",
+                            (uint64_t)i * sizeof logits[0]);
+        }
+        best = logits[i] > logits[best] ? i : best;
+    }
+    if (mbi_f32_bits(logits[best]) == 0xFF800000u) {
+        return mbi_fail(err, MAMBA_ERR_NONFINITE, "all logits are -infinity", "logits", 0);
+    }
+    mbi_sample_repeat(s, logits, n);
+    for (best = 0, i = 1; i < n; i++) {
+        best = logits[i] > logits[best] ? i : best;
+    }
+    if (s->temperature > 0.0f) {
+        float max = logits[best];
+        double scale = 1.4426950408889634 / (double)s->temperature;
+        if (s->top_k > 0 && (size_t)s->top_k < n) {
+            mbi_sample_top_k(logits, n, (uint32_t)s->top_k);
+        }
+        if (s->top_p > 0.0f && s->top_p < 1.0f) {
+            mbi_sample_top_p(logits, n, s->top_p, max, scale);
+        }
+        ++s->n_draws;
+        best = mbi_sample_draw(logits, n, s->min_p, max, scale, mbi_sample_random(s->seed, s->n_draws));
+    }
+    mamba_sampler_accept(s, (int32_t)best);
+    *token = (int32_t)best;
+    return MAMBA_OK;
 }
 
 /* Bytes of a state with these options; s gets the options. */

@@ -1,0 +1,612 @@
+/*  vocab.h: a published tokenizer.json into the tokenizer section of a .mamba file.
+ *
+ *      unsigned char *section; size_t bytes;
+ *      voc_ids ids = {0, 0, VOC_NONE};                     bos, eos, pad of the model's configuration
+ *      if (voc_read("tokenizer.json", ids, &section, &bytes, &err) == TL_OK) { ...; tl_free(section); }
+ *
+ *  What is read: the "BPE" model over the byte alphabet of GPT-2, with merges as strings ("a b") or pairs
+ *  (["a", "b"]); normalizer NFC or none; pre-tokenizer and decoder "ByteLevel"; added tokens. Post-processors
+ *  only add special tokens around a text, which mamba_encode never does, so the known ones are passed over.
+ *  Any other type or option changes what text becomes and is refused by name.
+ *
+ *  Include base.h, json.h and mamba.h with MAMBA_IMPLEMENTATION first: the finished section is checked by the
+ *  reader's own validation, so what this writes will open.
+ */
+#ifndef TL_VOCAB_H
+#define TL_VOCAB_H
+
+#define VOC_NONE MBI_TOK_NONE
+#define VOC_JSON_LIMIT ((uint64_t)512 << 20)
+
+typedef struct {
+    uint32_t bos, eos, pad;      /* those that the vocabulary lacks become VOC_NONE */
+} voc_ids;
+
+typedef struct {
+    const char *ptr;             /* as in the file: in GPT-2's byte alphabet, or an added token's content */
+    uint32_t len;
+    uint32_t id;
+    uint32_t added;              /* 1 + index of the added token, 0: of the model's vocabulary */
+} voc_token;
+
+typedef struct {
+    const char *name;            /* of the file, for messages */
+    const json_doc *doc;
+    tl_error *err;
+    voc_token *tokens;           /* the model's vocabulary, then added tokens that it lacks */
+    size_t n_tokens, n_model;
+    uint64_t *sorted;            /* hash << 32 | index of the model's tokens, rising */
+    uint32_t *by_id;             /* (n_ids) 1 + index in tokens, 0: a gap */
+    uint32_t n_ids;
+    uint32_t *added;             /* (n_added, 2) id, flags */
+    size_t n_added, n_added_raw;
+    uint32_t (*merges)[3];       /* left, right, merged */
+    size_t n_merges;
+    uint32_t flags, split;
+    int needs_all_bytes;         /* there is an unknown token: with all 256 bytes it is never used */
+} voc_reader;
+
+/* ---- the byte alphabet of GPT-2: printable bytes stand for themselves, the others for U+0100 and on ---- */
+
+TL_FN int voc_printable(unsigned b)
+{
+    return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
+}
+
+/* The code point that stands for a byte. */
+TL_FN unsigned voc_alphabet(unsigned byte)
+{
+    unsigned next = 256;
+    if (voc_printable(byte)) {
+        return byte;
+    }
+    for (unsigned b = 0; b < byte; b++) {
+        next += !voc_printable(b);
+    }
+    return next;
+}
+
+/* The bytes that a token stands for; out has room for t->len. A token with a character outside the alphabet
+ * stands for its own UTF-8, as it does for the decoder that this follows; so do added tokens. */
+TL_FN uint32_t voc_unmap(const voc_token *t, const short *byte_of, unsigned char *out)
+{
+    const unsigned char *p = (const unsigned char *)t->ptr, *end = p + t->len;
+    uint32_t n = 0;
+    while (t->added == 0 && p < end) {
+        uint32_t cp;
+        p += mbi_utf8_get(p, end, &cp);
+        if (cp >= 512 || byte_of[cp] < 0) {
+            break;
+        }
+        out[n++] = (unsigned char)byte_of[cp];
+    }
+    if (p < end) {
+        memcpy(out, t->ptr, t->len);
+        n = t->len;
+    }
+    return n;
+}
+
+/* ---- options ----------------------------------------------------------------------------------------- */
+
+TL_FN tl_status voc_refuse(voc_reader *r, const char *where, json_id id, const char *allowed)
+{
+    tl_quoted q;
+    return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: %s: found %s, supported: %s", r->name, where,
+                   json_brief(&q, r->doc, id), allowed);
+}
+
+/* Every member of an object must be listed (names end with NULL). */
+TL_FN tl_status voc_members(voc_reader *r, json_id object, const char *where, const char *const *names)
+{
+    for (json_id m = json_first(r->doc, object); m != JSON_NONE; m = json_next(r->doc, m)) {
+        json_text key = json_key(r->doc, m);
+        size_t i = 0;
+        while (names[i] != NULL && !json_is(key, names[i])) {
+            i++;
+        }
+        if (names[i] == NULL) {
+            tl_quoted q;
+            return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: %s: unknown option \"%s\"", r->name, where,
+                           tl_quote(&q, key.ptr, key.len));
+        }
+    }
+    return TL_OK;
+}
+
+/* A member that must be absent, null, or (where a word is given) that string. */
+TL_FN tl_status voc_nothing(voc_reader *r, json_id object, const char *key, const char *word)
+{
+    json_id m = json_get(r->doc, object, key);
+    json_type kind = json_kind(r->doc, m);
+    if (kind == JSON_MISSING || kind == JSON_NULL || (word != NULL && json_str_is(r->doc, m, word))) {
+        return TL_OK;
+    }
+    return voc_refuse(r, key, m, word != NULL ? "null or \"\"" : "null");
+}
+
+/* A boolean that may be absent. */
+TL_FN tl_status voc_flag(voc_reader *r, json_id object, const char *key, int missing, int *value)
+{
+    json_id m = json_get(r->doc, object, key);
+    *value = missing;
+    if (json_kind(r->doc, m) != JSON_MISSING && !json_bool(r->doc, m, value)) {
+        return voc_refuse(r, key, m, "true or false");
+    }
+    return TL_OK;
+}
+
+/* A stage given as one object or as {"type": "Sequence", list: [one object]}. JSON_NONE: none given. */
+TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json_id *stage)
+{
+    json_id m = json_get(r->doc, JSON_ROOT, key);
+    *stage = JSON_NONE;
+    if (json_kind(r->doc, m) == JSON_MISSING || json_kind(r->doc, m) == JSON_NULL) {
+        return TL_OK;
+    }
+    if (json_str_is(r->doc, json_get(r->doc, m, "type"), "Sequence")) {
+        const char *names[] = {"type", list, NULL};
+        json_id items = json_get(r->doc, m, list);
+        if (voc_members(r, m, key, names) != TL_OK) {
+            return TL_ERR_UNSUPPORTED;
+        }
+        if (json_kind(r->doc, items) != JSON_ARRAY || json_count(r->doc, items) != 1) {
+            return voc_refuse(r, key, items, "a sequence of one");
+        }
+        m = json_first(r->doc, items);
+    }
+    if (json_kind(r->doc, m) != JSON_OBJECT) {
+        return voc_refuse(r, key, m, "an object or null");
+    }
+    *stage = m;
+    return TL_OK;
+}
+
+TL_FN tl_status voc_stages(voc_reader *r)
+{
+    static const char *const plain[] = {"type", NULL};
+    static const char *const byte_level[] = {"type", "add_prefix_space", "trim_offsets", "use_regex", NULL};
+    json_id m;
+    int regex, prefix;
+    if (voc_stage(r, "normalizer", "normalizers", &m) != TL_OK) {
+        return r->err->status;
+    }
+    if (m != JSON_NONE) {
+        if (!json_str_is(r->doc, json_get(r->doc, m, "type"), "NFC")) {
+            return voc_refuse(r, "normalizer.type", json_get(r->doc, m, "type"), "\"NFC\"");
+        }
+        r->flags |= MBI_TOK_NFC;
+        if (voc_members(r, m, "normalizer", plain) != TL_OK) {
+            return r->err->status;
+        }
+    }
+    if (voc_stage(r, "pre_tokenizer", "pretokenizers", &m) != TL_OK) {
+        return r->err->status;
+    }
+    if (!json_str_is(r->doc, json_get(r->doc, m, "type"), "ByteLevel")) {
+        return voc_refuse(r, "pre_tokenizer.type", m == JSON_NONE ? m : json_get(r->doc, m, "type"),
+                          "\"ByteLevel\"");
+    }
+    if (voc_members(r, m, "pre_tokenizer", byte_level) != TL_OK
+        || voc_flag(r, m, "add_prefix_space", 1, &prefix) != TL_OK
+        || voc_flag(r, m, "use_regex", 1, &regex) != TL_OK) {
+        return r->err->status;
+    }
+    r->flags |= prefix ? MBI_TOK_PREFIX_SPACE : 0;
+    r->split = regex ? MBI_TOK_SPLIT_GPT2 : MBI_TOK_SPLIT_NONE;
+    if (voc_stage(r, "decoder", "decoders", &m) != TL_OK) {
+        return r->err->status;
+    }
+    if (!json_str_is(r->doc, json_get(r->doc, m, "type"), "ByteLevel")) {
+        return voc_refuse(r, "decoder.type", m == JSON_NONE ? m : json_get(r->doc, m, "type"),
+                          "\"ByteLevel\"");
+    }
+    return voc_members(r, m, "decoder", byte_level);
+}
+
+/* Post-processors never change the ids of the text itself. */
+TL_FN tl_status voc_post_processor(voc_reader *r)
+{
+    json_id m = json_get(r->doc, JSON_ROOT, "post_processor");
+    json_id item = m;
+    int sequence = json_str_is(r->doc, json_get(r->doc, m, "type"), "Sequence");
+    if (json_kind(r->doc, m) == JSON_MISSING || json_kind(r->doc, m) == JSON_NULL) {
+        return TL_OK;
+    }
+    if (sequence) {
+        item = json_first(r->doc, json_get(r->doc, m, "processors"));
+    }
+    for (; item != JSON_NONE; item = sequence ? json_next(r->doc, item) : JSON_NONE) {
+        json_id type = json_get(r->doc, item, "type");
+        if (!json_str_is(r->doc, type, "ByteLevel") && !json_str_is(r->doc, type, "TemplateProcessing")) {
+            return voc_refuse(r, "post_processor.type", type, "\"ByteLevel\", \"TemplateProcessing\"");
+        }
+    }
+    return TL_OK;
+}
+
+TL_FN tl_status voc_options(voc_reader *r)
+{
+    static const char *const top[] = {"version", "truncation", "padding", "added_tokens", "normalizer",
+        "pre_tokenizer", "post_processor", "decoder", "model", NULL};
+    static const char *const bpe[] = {"type", "dropout", "unk_token", "continuing_subword_prefix",
+        "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges", NULL};
+    json_id model = json_get(r->doc, JSON_ROOT, "model");
+    json_id type = json_get(r->doc, model, "type");
+    json_id dropout = json_get(r->doc, model, "dropout");
+    json_id unknown = json_get(r->doc, model, "unk_token");
+    double p = 0;
+    int on;
+    if (json_kind(r->doc, JSON_ROOT) != JSON_OBJECT || json_kind(r->doc, model) != JSON_OBJECT) {
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: model: found nothing, allowed: an object", r->name);
+    }
+    if (json_kind(r->doc, type) != JSON_MISSING && !json_str_is(r->doc, type, "BPE")) {
+        return voc_refuse(r, "model.type", type, "\"BPE\"");
+    }
+    if (voc_members(r, JSON_ROOT, "tokenizer", top) != TL_OK || voc_members(r, model, "model", bpe) != TL_OK
+        || voc_nothing(r, JSON_ROOT, "truncation", NULL) != TL_OK
+        || voc_nothing(r, JSON_ROOT, "padding", NULL) != TL_OK
+        || voc_nothing(r, model, "continuing_subword_prefix", "") != TL_OK
+        || voc_nothing(r, model, "end_of_word_suffix", "") != TL_OK) {
+        return r->err->status;
+    }
+    if (json_kind(r->doc, dropout) != JSON_MISSING && json_kind(r->doc, dropout) != JSON_NULL
+        && (!json_f64(r->doc, dropout, &p) || p != 0)) {
+        return voc_refuse(r, "model.dropout", dropout, "null or 0");
+    }
+    if (voc_flag(r, model, "byte_fallback", 0, &on) != TL_OK || on) {
+        return voc_refuse(r, "model.byte_fallback", json_get(r->doc, model, "byte_fallback"), "false");
+    }
+    if (voc_flag(r, model, "ignore_merges", 0, &on) != TL_OK || on) {
+        return voc_refuse(r, "model.ignore_merges", json_get(r->doc, model, "ignore_merges"), "false");
+    }
+    if (voc_flag(r, model, "fuse_unk", 0, &on) != TL_OK) {
+        return r->err->status;
+    }
+    r->needs_all_bytes = json_kind(r->doc, unknown) != JSON_MISSING && json_kind(r->doc, unknown) != JSON_NULL;
+    return voc_stages(r) == TL_OK ? voc_post_processor(r) : r->err->status;
+}
+
+/* ---- vocabulary -------------------------------------------------------------------------------------- */
+
+TL_FN int voc_order(const void *context, uint32_t a, uint32_t b)
+{
+    const voc_reader *r = (const voc_reader *)context;
+    return tl_compare(r->tokens[a].ptr, r->tokens[a].len, r->tokens[b].ptr, r->tokens[b].len);
+}
+
+/* Index in tokens of a string of the model's vocabulary; n_tokens if there is none. */
+TL_FN size_t voc_find(const voc_reader *r, const char *ptr, size_t len)
+{
+    uint32_t hash = tl_hash(ptr, len);
+    size_t lo = 0, hi = r->n_model;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        uint32_t h = (uint32_t)(r->sorted[mid] >> 32);
+        const voc_token *t = &r->tokens[(uint32_t)r->sorted[mid]];
+        int order = h != hash ? (h < hash ? -1 : 1) : tl_compare(t->ptr, t->len, ptr, len);
+        if (order == 0) {
+            return (uint32_t)r->sorted[mid];
+        }
+        if (order < 0) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    return r->n_tokens;
+}
+
+/* An id from the file: at most twice as large as the entries could explain, so that a short file cannot
+ * ask for a long table. */
+TL_FN tl_status voc_id(voc_reader *r, const char *where, json_id value, uint64_t limit, uint32_t *id)
+{
+    uint64_t v;
+    if (!json_u64(r->doc, value, &v) || v >= limit) {
+        tl_quoted q;
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: %s: found id %s, allowed: 0 to %llu", r->name, where,
+                       json_brief(&q, r->doc, value), (unsigned long long)(limit - 1));
+    }
+    *id = (uint32_t)v;
+    r->n_ids = *id >= r->n_ids ? *id + 1 : r->n_ids;
+    return TL_OK;
+}
+
+TL_FN tl_status voc_vocabulary(voc_reader *r, json_id vocab, uint64_t limit)
+{
+    uint64_t *spare;
+    for (json_id m = json_first(r->doc, vocab); m != JSON_NONE; m = json_next(r->doc, m)) {
+        json_text key = json_key(r->doc, m);
+        voc_token *t = &r->tokens[r->n_tokens];
+        t->ptr = key.ptr;
+        t->len = (uint32_t)key.len;
+        t->added = 0;
+        if (voc_id(r, "model.vocab", m, limit, &t->id) != TL_OK) {
+            return r->err->status;
+        }
+        r->sorted[r->n_tokens] = (uint64_t)tl_hash(key.ptr, key.len) << 32 | r->n_tokens;
+        r->n_tokens++;
+    }
+    r->n_model = r->n_tokens;
+    spare = (uint64_t *)tl_malloc(r->n_model, sizeof *spare, r->err);
+    if (spare == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    tl_sort(r->sorted, spare, r->n_model, voc_order, r);
+    tl_free(spare);
+    return TL_OK;
+}
+
+/* The flags of an added token. */
+TL_FN tl_status voc_added_flags(voc_reader *r, json_id token, json_text content, uint32_t *flags)
+{
+    static const char *const names[] = {"id", "content", "single_word", "lstrip", "rstrip", "normalized",
+        "special", NULL};
+    int special, normalized, lstrip, rstrip, single;
+    const unsigned char *p = (const unsigned char *)content.ptr;
+    mbi_uc_cursor cursor = {0, 0, 0};
+    if (voc_members(r, token, "added_tokens", names) != TL_OK
+        || voc_flag(r, token, "special", 0, &special) != TL_OK
+        || voc_flag(r, token, "normalized", !special, &normalized) != TL_OK
+        || voc_flag(r, token, "lstrip", 0, &lstrip) != TL_OK
+        || voc_flag(r, token, "rstrip", 0, &rstrip) != TL_OK
+        || voc_flag(r, token, "single_word", 0, &single) != TL_OK) {
+        return r->err->status;
+    }
+    if (single) {
+        return voc_refuse(r, "added_tokens.single_word", json_get(r->doc, token, "single_word"), "false");
+    }
+    if (normalized && (r->flags & MBI_TOK_NFC) != 0 && mbi_nfc_needed(&cursor, p, p + content.len)) {
+        return voc_refuse(r, "added_tokens.normalized", json_get(r->doc, token, "content"),
+                          "text that NFC leaves as it is");
+    }
+    *flags = (special ? MBI_ADDED_SPECIAL : 0u) | (normalized ? MBI_ADDED_NORMALIZED : 0u)
+        | (lstrip ? MBI_ADDED_LSTRIP : 0u) | (rstrip ? MBI_ADDED_RSTRIP : 0u);
+    return TL_OK;
+}
+
+TL_FN tl_status voc_added(voc_reader *r, json_id list, uint64_t limit)
+{
+    for (json_id m = json_first(r->doc, list); m != JSON_NONE; m = json_next(r->doc, m)) {
+        json_text content = json_str(r->doc, json_get(r->doc, m, "content"));
+        uint32_t *entry = &r->added[2 * r->n_added];
+        size_t known;
+        tl_quoted q;
+        if (content.ptr == NULL || content.len == 0 || content.len > MBI_TOK_MAX_ADDED_BYTES) {
+            return tl_fail(r->err, TL_ERR_FORMAT,
+                           "%s: added_tokens[%lu].content: found %s, allowed: a string of 1 to %u bytes",
+                           r->name, (unsigned long)r->n_added,
+                           json_brief(&q, r->doc, json_get(r->doc, m, "content")), MBI_TOK_MAX_ADDED_BYTES);
+        }
+        if (voc_id(r, "added_tokens", json_get(r->doc, m, "id"), limit, &entry[0]) != TL_OK
+            || voc_added_flags(r, m, content, &entry[1]) != TL_OK) {
+            return r->err->status;
+        }
+        known = voc_find(r, content.ptr, content.len);
+        if (known == r->n_tokens) {
+            known = r->n_tokens++;
+            r->tokens[known].ptr = content.ptr;
+            r->tokens[known].len = (uint32_t)content.len;
+            r->tokens[known].id = entry[0];
+        } else if (r->tokens[known].id != entry[0] || r->tokens[known].added != 0) {
+            return tl_fail(r->err, TL_ERR_FORMAT,
+                           "%s: added_tokens[%lu]: \"%s\" is in the vocabulary as id %lu, found id %lu",
+                           r->name, (unsigned long)r->n_added, tl_quote(&q, content.ptr, content.len),
+                           (unsigned long)r->tokens[known].id, (unsigned long)entry[0]);
+        }
+        r->n_added++;
+        r->tokens[known].added = (uint32_t)r->n_added;
+        r->n_added_raw += (entry[1] & MBI_ADDED_NORMALIZED) == 0;
+    }
+    return TL_OK;
+}
+
+/* One token per id. */
+TL_FN tl_status voc_index(voc_reader *r)
+{
+    if (r->n_ids == 0) {
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: model.vocab: found no tokens, allowed: 1 or more", r->name);
+    }
+    r->by_id = (uint32_t *)tl_calloc(r->n_ids, sizeof *r->by_id, r->err);
+    if (r->by_id == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    for (size_t i = 0; i < r->n_tokens; i++) {
+        voc_token *t = &r->tokens[i];
+        if (r->by_id[t->id] != 0) {
+            tl_quoted q, other;
+            const voc_token *o = &r->tokens[r->by_id[t->id] - 1];
+            return tl_fail(r->err, TL_ERR_FORMAT, "%s: id %lu is given to \"%s\" and to \"%s\"", r->name,
+                           (unsigned long)t->id, tl_quote(&other, o->ptr, o->len),
+                           tl_quote(&q, t->ptr, t->len));
+        }
+        r->by_id[t->id] = (uint32_t)i + 1;
+    }
+    return TL_OK;
+}
+
+/* ---- merges ------------------------------------------------------------------------------------------ */
+
+/* The two halves of a merge. */
+TL_FN int voc_halves(const voc_reader *r, json_id m, json_text *left, json_text *right)
+{
+    json_text whole = json_str(r->doc, m);
+    const char *space;
+    if (json_kind(r->doc, m) == JSON_ARRAY && json_count(r->doc, m) == 2) {
+        *left = json_str(r->doc, json_first(r->doc, m));
+        *right = json_str(r->doc, json_next(r->doc, json_first(r->doc, m)));
+        return left->ptr != NULL && right->ptr != NULL;
+    }
+    space = whole.ptr != NULL ? (const char *)memchr(whole.ptr, ' ', whole.len) : NULL;
+    if (space == NULL) {
+        return 0;
+    }
+    left->ptr = whole.ptr;
+    left->len = (size_t)(space - whole.ptr);
+    right->ptr = space + 1;
+    right->len = whole.len - left->len - 1;
+    return memchr(right->ptr, ' ', right->len) == NULL;
+}
+
+TL_FN tl_status voc_merges(voc_reader *r, json_id list)
+{
+    tl_status status = TL_OK;
+    char *joined = NULL;
+    size_t capacity = 0;
+    for (json_id m = json_first(r->doc, list); m != JSON_NONE && status == TL_OK; m = json_next(r->doc, m)) {
+        json_text half[3];
+        tl_quoted q;
+        if (!voc_halves(r, m, &half[0], &half[1])) {
+            status = tl_fail(r->err, TL_ERR_FORMAT,
+                             "%s: model.merges[%lu]: found %s, allowed: \"left right\" or [\"left\", \"right\"]",
+                             r->name, (unsigned long)r->n_merges, json_brief(&q, r->doc, m));
+            break;
+        }
+        half[2].len = half[0].len + half[1].len;
+        if (half[2].len >= capacity) {
+            tl_free(joined);
+            capacity = 2 * half[2].len + 64;
+            joined = (char *)tl_malloc(capacity, 1, r->err);
+            if (joined == NULL) {
+                return TL_ERR_MEMORY;
+            }
+        }
+        memcpy(joined, half[0].ptr, half[0].len);
+        memcpy(joined + half[0].len, half[1].ptr, half[1].len);
+        half[2].ptr = joined;
+        for (int k = 0; k < 3; k++) {
+            size_t found = voc_find(r, half[k].ptr, half[k].len);
+            if (found == r->n_tokens) {
+                status = tl_fail(r->err, TL_ERR_FORMAT,
+                                 "%s: model.merges[%lu]: found \"%s\", allowed: strings of model.vocab", r->name,
+                                 (unsigned long)r->n_merges, tl_quote(&q, half[k].ptr, half[k].len));
+                break;
+            }
+            r->merges[r->n_merges][k] = r->tokens[found].id;
+        }
+        r->n_merges++;
+    }
+    tl_free(joined);
+    return status;
+}
+
+TL_FN void voc_put32(unsigned char *p, uint32_t v)
+{
+    p[0] = (unsigned char)v;
+    p[1] = (unsigned char)(v >> 8);
+    p[2] = (unsigned char)(v >> 16);
+    p[3] = (unsigned char)(v >> 24);
+}
+
+/* Fills the table of merges; of a pair that is listed twice the later rank holds, as in the library that
+ * wrote the file. 0: the table is too small to keep searches short. */
+TL_FN int voc_hash(const voc_reader *r, unsigned char *slots, uint32_t n_slots, uint32_t *n_taken)
+{
+    *n_taken = 0;
+    memset(slots, 0xff, (size_t)16 * n_slots);
+    for (size_t rank = 0; rank < r->n_merges; rank++) {
+        const uint32_t *m = r->merges[rank];
+        uint32_t at = mbi_tok_home(m[0], m[1], n_slots);
+        uint32_t probes = 0;
+        while (tl_le32(slots + (size_t)16 * at) != MBI_TOK_NONE
+               && (tl_le32(slots + (size_t)16 * at) != m[0] || tl_le32(slots + (size_t)16 * at + 4) != m[1])) {
+            at = (at + 1) & (n_slots - 1);
+            if (++probes > MBI_TOK_MAX_CLUSTER) {
+                return 0;
+            }
+        }
+        *n_taken += tl_le32(slots + (size_t)16 * at) == MBI_TOK_NONE;
+        voc_put32(slots + (size_t)16 * at, m[0]);
+        voc_put32(slots + (size_t)16 * at + 4, m[1]);
+        voc_put32(slots + (size_t)16 * at + 8, (uint32_t)rank);
+        voc_put32(slots + (size_t)16 * at + 12, m[2]);
+    }
+    return 1;
+}
+
+/* ---- writing the section ----------------------------------------------------------------------------- */
+
+/* Orders added tokens as the section wants them: those searched in the raw text first, then by bytes. */
+TL_FN int voc_added_order(const void *context, uint32_t a, uint32_t b)
+{
+    const voc_reader *r = (const voc_reader *)context;
+    uint32_t x = r->added[2 * a], y = r->added[2 * b];
+    uint32_t late_x = r->added[2 * a + 1] & MBI_ADDED_NORMALIZED;
+    uint32_t late_y = r->added[2 * b + 1] & MBI_ADDED_NORMALIZED;
+    if (late_x != late_y) {
+        return late_x < late_y ? -1 : 1;
+    }
+    return voc_order(context, r->by_id[x] - 1, r->by_id[y] - 1);
+}
+
+TL_FN tl_status voc_put_added(const voc_reader *r, unsigned char *out, unsigned char *id_flags)
+{
+    uint64_t *keys = (uint64_t *)tl_malloc(r->n_added, 2 * sizeof *keys, r->err);
+    if (keys == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    for (size_t i = 0; i < r->n_added; i++) {
+        keys[i] = i;
+    }
+    tl_sort(keys, keys + r->n_added, r->n_added, voc_added_order, r);
+    for (size_t i = 0; i < r->n_added; i++) {
+        const uint32_t *entry = &r->added[2 * (uint32_t)keys[i]];
+        voc_put32(out + 8 * i, entry[0]);
+        voc_put32(out + 8 * i + 4, entry[1]);
+        id_flags[entry[0]] |= (unsigned char)(MBI_TOK_ADDED
+            | ((entry[1] & MBI_ADDED_SPECIAL) != 0 ? MBI_TOK_SPECIAL : 0));
+    }
+    tl_free(keys);
+    return TL_OK;
+}
+
+/* Offsets, flags and bytes of all ids, and the ids of single bytes. Returns the bytes of the heap. */
+TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned char *byte_ids,
+                           unsigned char *id_flags, unsigned char *heap, uint32_t *longest)
+{
+    short byte_of[512];
+    uint32_t at = 0;
+    *longest = 0;
+    for (int i = 0; i < 512; i++) {
+        byte_of[i] = -1;
+    }
+    for (unsigned b = 0; b < 256; b++) {
+        char name[4];
+        unsigned cp = voc_alphabet(b);
+        size_t found = voc_find(r, name, (size_t)mbi_utf8_put(cp, (unsigned char *)name));
+        byte_of[cp] = (short)b;
+        voc_put32(byte_ids + (size_t)4 * b,
+                  found == r->n_tokens || r->tokens[found].added != 0 ? VOC_NONE : r->tokens[found].id);
+    }
+    for (uint32_t id = 0; id < r->n_ids; id++) {
+        uint32_t n = 0;
+        voc_put32(offsets + (size_t)4 * id, at);
+        id_flags[id] = r->by_id[id] != 0 ? MBI_TOK_EXISTS : 0;
+        if (r->by_id[id] != 0) {
+            n = voc_unmap(&r->tokens[r->by_id[id] - 1], byte_of, heap + at);
+        }
+        *longest = n > *longest ? n : *longest;
+        at += n;
+    }
+    voc_put32(offsets + (size_t)4 * r->n_ids, at);
+    return at;
+}
+
+TL_FN tl_status voc_check(voc_reader *r, const unsigned char *section, size_t bytes)
+{
+    mamba_tokenizer t;
+    mamba_error e;
+    mamba_allocator none;
+    memset(&none, 0, sizeof none);
+    if (r->needs_all_bytes) {
+        for (uint32_t b = 0; b < 256; b++) {
+            if (tl_le32(section + bytes - 0) == VOC_NONE) {
+                return TL_ERR_UNSUPPORTED;
+            }
+        }
+    }
+    if (mbi_tok_open(&t, section, bytes, &none, &e) != MAMBA_OK) {
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: %s", r->name, e.what);
+    }
+    return TL_OK;
+}
