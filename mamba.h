@@ -492,9 +492,9 @@ MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
 MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, size_t n_text,
                                     unsigned flags, int32_t *ids, size_t cap, size_t *n_ids,
                                     mamba_error *err);
-/* The bytes of ids, special tokens included; not NUL-terminated, maybe not whole characters.  *n_out
- * bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for an id that
- * the tokenizer lacks), RANGE.  Threads: any. */
+/* The bytes of ids, special tokens included; not NUL-terminated, maybe not whole characters.
+ * *n_out bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for
+ * an id that the tokenizer lacks), RANGE.  Threads: any. */
 MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids,
                                     char *out, size_t cap, size_t *n_out, mamba_error *err);
 /* The bytes of one id, inside the model.  Errors: ARG.  Threads: any. */
@@ -507,14 +507,15 @@ typedef struct mamba_utf8_stream {
     uint32_t n_pending; /* 0..3 */
 } mamba_utf8_stream;
 
-/* Decodes id after id without ever writing half a UTF-8 character: such bytes wait in s.  Bytes that
- * can't become a character pass through.  out needs room for the token's bytes + 3; RANGE (with
- * *n_out = room needed) and ARG leave s as it was.  Threads: one per stream. */
-MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_stream *s, int32_t id,
-                                           char *out, size_t cap, size_t *n_out, mamba_error *err);
+/* Decodes id after id without ever writing half a UTF-8 character: such bytes wait in s.  Bytes
+ * that can't become a character pass through.  out needs room for the token's bytes + 3; RANGE
+ * (with *n_out = room needed) and ARG leave s as it was.  Threads: one per stream. */
+MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_stream *s,
+                                           int32_t id, char *out, size_t cap, size_t *n_out,
+                                           mamba_error *err);
 /* What still waits (at most 3 bytes), at the end of the text. */
-MAMBA_API mamba_status mamba_stream_flush(mamba_utf8_stream *s, char *out, size_t cap, size_t *n_out,
-                                          mamba_error *err);
+MAMBA_API mamba_status mamba_stream_flush(mamba_utf8_stream *s, char *out, size_t cap,
+                                          size_t *n_out, mamba_error *err);
 
 /* ------------------------------------------------------------------------------------------------
  * @@sampler   A token from logits                                                      (public)
@@ -551,10 +552,11 @@ MAMBA_API void mamba_sampler_init(mamba_sampler *s, uint64_t seed);
 MAMBA_API void mamba_sampler_accept(mamba_sampler *s, int32_t token);
 /* Chooses a token from n_logits <= 2^24 logits, which are changed in place.  Ids from n_allowed on
  * (padding of the vocabulary) are never chosen; 0 = all allowed.  Allocates nothing.
- * Errors, which leave s as it was and set *token = -1: ARG (a setting out of range, named in err),
- * NONFINITE (an allowed logit is NaN or +infinity, or all are -infinity).  Threads: one per sampler. */
-MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_logits, size_t n_allowed,
-                                    int32_t *token, mamba_error *err);
+ * Errors, which leave s and the logits as they were and set *token = -1: ARG (a setting out of
+ * range, named in err), NONFINITE (an allowed logit is NaN or +infinity, or all are -infinity).
+ * Threads: one per sampler. */
+MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_logits,
+                                    size_t n_allowed, int32_t *token, mamba_error *err);
 
 
 #ifdef __cplusplus
@@ -2039,10 +2041,11 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
  *   40  n_merges <= n_slots / 2      44  heap_bytes
  *   48  length of the longest token  52  bos id, 56 eos id, 60 pad id (0xFFFFFFFF = none)
  * From 64 on, without gaps, to the end of the section:
- *   merges    n_slots x (left id, right id, rank, merged id); left = 0xFFFFFFFF: free.  A hash table:
- *             a pair is searched from slot ((left << 32 | right) * 0x9E3779B97F4A7C15 mod 2^64) >> 32
- *             mod n_slots on, upwards and around, until found or a slot is free; no more than 256
- *             slots in a row are taken.  Lower ranks merge first
+ *   merges    n_slots x (left id, right id, rank, merged id); left = 0xFFFFFFFF: free.  A hash
+ *             table: a pair is searched from slot
+ *             ((left << 32 | right) * 0x9E3779B97F4A7C15 mod 2^64) >> 32 mod n_slots
+ *             on, upwards and around, until found or a slot is free; no more than 256 slots in a
+ *             row are taken.  Lower ranks merge first
  *   offsets   n_ids + 1 offsets into the heap, rising from 0 to heap_bytes: the bytes of each id
  *   byte_ids  256: the id that stands for each single byte, 0xFFFFFFFF = none
  *   added     n_added x (id, flags): 1 special, 2 searched in the normalized text, 4 strips white
@@ -2062,14 +2065,16 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
 #define MBI_TOK_NONE 0xFFFFFFFFu
 #define MBI_TOK_MAX_IDS (1u << 24)
 #define MBI_TOK_MAX_SLOTS (1u << 26)
-#define MBI_TOK_MAX_ADDED_BYTES 1024u   /* bounds the work per byte of the search for added tokens */
+#define MBI_TOK_MAX_ADDED_BYTES 1024u   /* bounds the work per byte of their search */
 #define MBI_TOK_MAX_CLUSTER 256u        /* bounds the probes of one look-up */
 
 enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2 };                                        /* kind */
 enum { MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2 };                                 /* flags */
 enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1 };                            /* split */
 enum { MBI_TOK_EXISTS = 1, MBI_TOK_ADDED = 2, MBI_TOK_SPECIAL = 4 };                /* id flags */
-enum { MBI_ADDED_SPECIAL = 1, MBI_ADDED_NORMALIZED = 2, MBI_ADDED_LSTRIP = 4, MBI_ADDED_RSTRIP = 8 };
+enum {
+    MBI_ADDED_SPECIAL = 1, MBI_ADDED_NORMALIZED = 2, MBI_ADDED_LSTRIP = 4, MBI_ADDED_RSTRIP = 8
+};
 
 struct mamba_tokenizer {
     const unsigned char *base;          /* the section */
@@ -2125,9 +2130,9 @@ static const unsigned char *mbi_tok_find(const mamba_tokenizer *t, uint32_t left
 }
 
 /* A rule of the section that does not hold; `at` is where in the section. */
-static mamba_status mbi_tok_bad(const mamba_tokenizer *t, const unsigned char *at, const char *field,
-                                uint64_t found, uint64_t low, uint64_t high, const char *what,
-                                mamba_error *err) {
+static mamba_status mbi_tok_bad(const mamba_tokenizer *t, const unsigned char *at,
+                                const char *field, uint64_t found, uint64_t low, uint64_t high,
+                                const char *what, mamba_error *err) {
     mamba_status status = at == t->base + 4 ? MAMBA_ERR_VERSION : MAMBA_ERR_FORMAT;
     return mbi_fail_value(err, status, what, field, (uint64_t)(at - t->base), mbi_clamp_i64(found),
                           mbi_clamp_i64(low), mbi_clamp_i64(high));
@@ -2141,7 +2146,8 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
         "tokenizer.n_added_raw", "tokenizer.n_slots", "tokenizer.n_merges", "tokenizer.heap_bytes",
         "tokenizer.max_token_bytes"};
     uint32_t v[13];
-    uint64_t low[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0, 0};
+    uint64_t low[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0,
+        0};
     uint64_t high[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BPE,
         MBI_TOK_NFC | MBI_TOK_PREFIX_SPACE, MBI_TOK_SPLIT_GPT2, MBI_TOK_MAX_IDS, 0, 0,
         MBI_TOK_MAX_SLOTS, 0, 0, 0};
@@ -2184,8 +2190,8 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
 
 /* Cuts the section into its arrays, which fill it exactly. */
 static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
-    static const char *const names[] = {"tokenizer.merges", "tokenizer.offsets", "tokenizer.byte_ids",
-                                        "tokenizer.added", "tokenizer.id_flags", "tokenizer.heap"};
+    static const char *const names[] = {"tokenizer.merges", "tokenizer.offsets",
+        "tokenizer.byte_ids", "tokenizer.added", "tokenizer.id_flags", "tokenizer.heap"};
     const unsigned char *part[6];
     uint64_t size[6];
     uint64_t at = MBI_TOK_HEADER;
@@ -2271,7 +2277,8 @@ static mamba_status mbi_tok_check_ids(const mamba_tokenizer *t, mamba_error *err
 }
 
 /* Order of two strings of bytes, a prefix first. */
-static int mbi_bytes_compare(const unsigned char *a, size_t n_a, const unsigned char *b, size_t n_b) {
+static int mbi_bytes_compare(const unsigned char *a, size_t n_a, const unsigned char *b,
+                             size_t n_b) {
     int order = memcmp(a, b, n_a < n_b ? n_a : n_b);
     return order != 0 ? order : n_a < n_b ? -1 : n_a > n_b;
 }
@@ -2335,7 +2342,8 @@ static mamba_status mbi_tok_check_clusters(const mamba_tokenizer *t, mamba_error
 /* Every merge joins existing tokens into the token of the joined bytes, and is found where it is
  * looked for. With the checks above: whatever a section holds, encoding then decoding gives the
  * same bytes. The bytes compared are limited, so that a small section cannot ask for much work. */
-static mamba_status mbi_tok_check_merges(const mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
+static mamba_status mbi_tok_check_merges(const mamba_tokenizer *t, uint64_t bytes,
+                                         mamba_error *err) {
     uint64_t work = 0;
     uint32_t i;
     mamba_status status = mbi_tok_check_clusters(t, err);
@@ -4657,7 +4665,10 @@ enum {
 
 /* Bytes of the UTF-8 sequence that starts with this byte; 0 if none can. */
 static int mbi_utf8_need(unsigned char lead) {
-    return lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    if (lead < 0x80) {
+        return 1;
+    }
+    return lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
 }
 
 /* 1 if `second` may follow `lead`: keeps out overlong forms, surrogates and above U+10FFFF. */
@@ -5061,7 +5072,7 @@ typedef struct mbi_bpe_list {
     uint32_t *id;
     uint32_t *next;
     uint32_t *prev;
-    uint32_t *rank;                     /* of the pair that starts here; NONE also where merged away */
+    uint32_t *rank;                     /* of the pair that starts here; NONE: no pair, or gone */
     size_t n_heap;
 } mbi_bpe_list;
 
@@ -5369,12 +5380,13 @@ static uint32_t mbi_added_at(const mamba_tokenizer *t, uint32_t lo, uint32_t hi,
         if (p + depth == end) {
             break;
         }
-        for (side = 0; side < 2; side++) {  /* first with byte >= p[depth], then first with byte > */
+        for (side = 0; side < 2; side++) {  /* the first with byte >= p[depth], then > */
             uint32_t a = lo;
             uint32_t b = hi;
             while (a < b) {
                 uint32_t mid = a + (b - a) / 2;
-                unsigned char c = mbi_tok_bytes(t, mbi_load_u32(t->added + (size_t)8 * mid), &length)[depth];
+                uint32_t id = mbi_load_u32(t->added + (size_t)8 * mid);
+                unsigned char c = mbi_tok_bytes(t, id, &length)[depth];
                 if (side == 0 ? c < p[depth] : c <= p[depth]) {
                     a = mid + 1;
                 } else {
@@ -5410,8 +5422,8 @@ static const unsigned char *mbi_space_before(mbi_encoder *e, const unsigned char
 
 typedef mamba_status (*mbi_encode_stage)(mbi_encoder *e, const unsigned char *p, size_t n);
 
-/* Cuts the tokens added[lo..hi) out of a text: leftmost, there the longest; what lies between goes on
- * to the next stage. A special token that is not to be parsed stays text, as a whole. */
+/* Cuts the tokens added[lo..hi) out of a text: leftmost, there the longest; what lies between goes
+ * on to the next stage. A special token that is not to be parsed stays text, as a whole. */
 static mamba_status mbi_encode_added(mbi_encoder *e, const unsigned char *p, size_t n, uint32_t lo,
                                      uint32_t hi, mbi_encode_stage next) {
     const mamba_tokenizer *t = e->t;
@@ -5493,9 +5505,9 @@ static mamba_status mbi_encode_segment(mbi_encoder *e, const unsigned char *p, s
 /* ------------------------------------------------------------------------------------------------
  * @@sampling   Choosing a token, in integers                                          (private)
  * ---------------------------------------------------------------------------------------------- */
-/* Sampling in integers. A weight is 2^39 exp((logit - max) / temperature), rounded down, so the
- * largest weight is 2^39, sums of up to 2^24 of them fit, the order of summing cannot matter, and the
- * same seed draws the same token with any compiler. What is 27 nats below the best has weight 0. */
+/* A weight is 2^39 exp((logit - max) / temperature), rounded down: the largest weight is 2^39, sums
+ * of up to 2^24 of them fit, the order of summing cannot matter, and the same seed draws the same
+ * token with any compiler. What is more than 27 nats below the best has weight 0. */
 #define MBI_SAMPLE_ONE ((uint64_t)1 << 39)
 #define MBI_SAMPLE_MAX_LOGITS ((size_t)1 << 24)
 #define MBI_SAMPLE_BLOCKS 128
@@ -5716,8 +5728,8 @@ static mamba_status mbi_sample_check(const mamba_sampler *s, size_t n_logits, ma
     for (i = 0; field == NULL && i < mbi_sample_window(s); i++) {
         int32_t id = mbi_sample_recent(s, i);
         if (id < 0 || (size_t)id >= n_logits) {
-            return mbi_fail_value(err, MAMBA_ERR_ARG, "an id beyond the logits", "history", 0, id, 0,
-                                  (int64_t)n_logits - 1);
+            return mbi_fail_value(err, MAMBA_ERR_ARG, "an id beyond the logits", "history", 0, id,
+                                  0, (int64_t)n_logits - 1);
         }
     }
     if (field != NULL) {
@@ -6265,8 +6277,9 @@ static size_t mbi_utf8_open(const unsigned char *p, size_t n) {
     return 0;
 }
 
-MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_stream *s, int32_t id,
-                                           char *out, size_t cap, size_t *n_out, mamba_error *err) {
+MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_stream *s,
+                                           int32_t id, char *out, size_t cap, size_t *n_out,
+                                           mamba_error *err) {
     const char *bytes;
     size_t n;
     size_t total;
@@ -6300,8 +6313,8 @@ MAMBA_API mamba_status mamba_stream_decode(const mamba_tokenizer *t, mamba_utf8_
     return MAMBA_OK;
 }
 
-MAMBA_API mamba_status mamba_stream_flush(mamba_utf8_stream *s, char *out, size_t cap, size_t *n_out,
-                                          mamba_error *err) {
+MAMBA_API mamba_status mamba_stream_flush(mamba_utf8_stream *s, char *out, size_t cap,
+                                          size_t *n_out, mamba_error *err) {
     if (n_out != NULL) {
         *n_out = 0;
     }
@@ -6335,8 +6348,8 @@ MAMBA_API void mamba_sampler_accept(mamba_sampler *s, int32_t token) {
     }
 }
 
-MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_logits, size_t n_allowed,
-                                    int32_t *token, mamba_error *err) {
+MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_logits,
+                                    size_t n_allowed, int32_t *token, mamba_error *err) {
     size_t n = n_allowed != 0 && n_allowed < n_logits ? n_allowed : n_logits;
     size_t best = 0;
     size_t i;
@@ -6379,7 +6392,8 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
             mbi_sample_top_p(logits, n, s->top_p, max, scale);
         }
         ++s->n_draws;
-        best = mbi_sample_draw(logits, n, s->min_p, max, scale, mbi_sample_random(s->seed, s->n_draws));
+        best = mbi_sample_draw(logits, n, s->min_p, max, scale,
+                               mbi_sample_random(s->seed, s->n_draws));
     }
     mamba_sampler_accept(s, (int32_t)best);
     *token = (int32_t)best;

@@ -592,21 +592,217 @@ TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned
     return at;
 }
 
-TL_FN tl_status voc_check(voc_reader *r, const unsigned char *section, size_t bytes)
+/* With an unknown token in use, a missing byte would become that token; here it would be an error. */
+TL_FN tl_status voc_check_bytes(const voc_reader *r, const unsigned char *byte_ids)
 {
-    mamba_tokenizer t;
-    mamba_error e;
-    mamba_allocator none;
-    memset(&none, 0, sizeof none);
-    if (r->needs_all_bytes) {
-        for (uint32_t b = 0; b < 256; b++) {
-            if (tl_le32(section + bytes - 0) == VOC_NONE) {
-                return TL_ERR_UNSUPPORTED;
-            }
+    for (unsigned b = 0; b < 256 && r->needs_all_bytes; b++) {
+        if (tl_le32(byte_ids + (size_t)4 * b) == VOC_NONE) {
+            return tl_fail(r->err, TL_ERR_UNSUPPORTED,
+                           "%s: model.unk_token: found one and no token for byte %u, supported: null, or all "
+                           "256 bytes in model.vocab", r->name, b);
         }
-    }
-    if (mbi_tok_open(&t, section, bytes, &none, &e) != MAMBA_OK) {
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: %s", r->name, e.what);
     }
     return TL_OK;
 }
+
+/* The section through the reader's own validation. */
+TL_FN tl_status voc_validate(const voc_reader *r, const unsigned char *section, size_t bytes)
+{
+    mamba_tokenizer t;
+    mamba_error e;
+    char text[400];
+    memset(&e, 0, sizeof e);
+    if (mbi_tok_open(&t, section, bytes, NULL, &e) != MAMBA_OK) {
+        (void)mamba_error_text(&e, text, sizeof text);
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: does not make a valid vocabulary: %s", r->name, text);
+    }
+    return TL_OK;
+}
+
+TL_FN uint32_t voc_known(const voc_reader *r, uint32_t id)
+{
+    return id < r->n_ids && r->by_id[id] != 0 ? id : VOC_NONE;
+}
+
+/* The section with n_slots places for merges, in new memory. *retry: the table needs more places. */
+TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots, unsigned char **section,
+                          size_t *bytes, int *retry)
+{
+    uint64_t text = 0, total;
+    uint32_t n_taken = 0, longest, header[16];
+    unsigned char *p, *offsets, *byte_ids, *added, *id_flags, *heap;
+    tl_status status;
+    for (size_t i = 0; i < r->n_tokens; i++) {
+        text += r->tokens[i].len;
+    }
+    total = 64 + (uint64_t)16 * n_slots + 4 * ((uint64_t)r->n_ids + 1) + 1024 + (uint64_t)8 * r->n_added
+        + r->n_ids + text;                          /* the heap may turn out smaller */
+    if (total > UINT32_MAX) {
+        return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: found a vocabulary of %llu bytes, supported: 4 GiB",
+                       r->name, (unsigned long long)total);
+    }
+    p = (unsigned char *)tl_malloc(total, 1, r->err);
+    if (p == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    offsets = p + 64 + (size_t)16 * n_slots;
+    byte_ids = offsets + 4 * ((size_t)r->n_ids + 1);
+    added = byte_ids + 1024;
+    id_flags = added + 8 * r->n_added;
+    heap = id_flags + r->n_ids;
+    *retry = n_slots != 0 && !voc_hash(r, p + 64, n_slots, &n_taken);
+    if (*retry) {
+        tl_free(p);
+        return TL_OK;
+    }
+    text = voc_put_ids(r, offsets, byte_ids, id_flags, heap, &longest);
+    *bytes = (size_t)(heap - p) + (size_t)text;
+    memset(header, 0, sizeof header);
+    header[0] = MBI_TOK_MAGIC;
+    header[1] = MBI_TOK_VERSION;
+    header[2] = (uint32_t)*bytes;
+    header[3] = MBI_TOK_BPE;
+    header[4] = r->flags;
+    header[5] = r->split;
+    header[6] = r->n_ids;
+    header[7] = (uint32_t)r->n_added;
+    header[8] = (uint32_t)r->n_added_raw;
+    header[9] = n_slots;
+    header[10] = n_taken;
+    header[11] = (uint32_t)text;
+    header[12] = longest;
+    header[13] = voc_known(r, ids.bos);
+    header[14] = voc_known(r, ids.eos);
+    header[15] = voc_known(r, ids.pad);
+    for (size_t i = 0; i < 16; i++) {
+        voc_put32(p + 4 * i, header[i]);
+    }
+    status = voc_put_added(r, added, id_flags);
+    if (status == TL_OK) {
+        status = voc_check_bytes(r, byte_ids);
+    }
+    if (status == TL_OK) {
+        status = voc_validate(r, p, *bytes);
+    }
+    if (status != TL_OK) {
+        tl_free(p);
+        return status;
+    }
+    *section = p;
+    return TL_OK;
+}
+
+TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, size_t *bytes)
+{
+    json_id model = json_get(r->doc, JSON_ROOT, "model");
+    json_id vocab = json_get(r->doc, model, "vocab"), merges = json_get(r->doc, model, "merges");
+    json_id added = json_get(r->doc, JSON_ROOT, "added_tokens");
+    uint64_t n = (uint64_t)json_count(r->doc, vocab) + json_count(r->doc, added), n_slots = 0, limit;
+    int retry = 1;
+    if (voc_options(r) != TL_OK) {
+        return r->err->status;
+    }
+    if (json_kind(r->doc, vocab) != JSON_OBJECT || json_kind(r->doc, merges) != JSON_ARRAY) {
+        return voc_refuse(r, "model.vocab, model.merges", json_kind(r->doc, vocab) != JSON_OBJECT ? vocab : merges,
+                          "an object and an array");
+    }
+    limit = 2 * n + 65536 < MBI_TOK_MAX_IDS ? 2 * n + 65536 : MBI_TOK_MAX_IDS;
+    r->tokens = (voc_token *)tl_calloc(n, sizeof *r->tokens, r->err);
+    r->sorted = (uint64_t *)tl_malloc(n, sizeof *r->sorted, r->err);
+    r->added = (uint32_t *)tl_malloc(json_count(r->doc, added), 2 * sizeof *r->added, r->err);
+    r->merges = (uint32_t(*)[3])tl_malloc(json_count(r->doc, merges), sizeof *r->merges, r->err);
+    if (r->tokens == NULL || r->sorted == NULL || r->added == NULL || r->merges == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    if (voc_vocabulary(r, vocab, limit) != TL_OK || voc_added(r, added, limit) != TL_OK || voc_index(r) != TL_OK
+        || voc_merges(r, merges) != TL_OK) {
+        return r->err->status;
+    }
+    for (n_slots = r->n_merges != 0; n_slots < 2 * r->n_merges; n_slots *= 2) {
+    }
+    for (int tries = 0; retry && tries < 4 && n_slots <= MBI_TOK_MAX_SLOTS; tries++, n_slots *= 2) {
+        tl_status status = voc_write(r, ids, (uint32_t)n_slots, section, bytes, &retry);
+        if (status != TL_OK) {
+            return status;
+        }
+    }
+    if (retry) {
+        return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: model.merges: found %lu that hash badly or are too many",
+                       r->name, (unsigned long)r->n_merges);
+    }
+    return TL_OK;
+}
+
+/* The section of a parsed tokenizer.json; `name` is for messages. */
+TL_FN tl_status voc_convert(const json_doc *doc, const char *name, voc_ids ids, unsigned char **section,
+                            size_t *bytes, tl_error *err)
+{
+    voc_reader r;
+    tl_quoted q;
+    tl_error own;
+    tl_status status;
+    memset(&r, 0, sizeof r);
+    memset(&own, 0, sizeof own);
+    *section = NULL;
+    *bytes = 0;
+    r.name = tl_quote(&q, name, strlen(name));
+    r.doc = doc;
+    r.err = &own;
+    status = voc_build(&r, ids, section, bytes);
+    tl_free(r.tokens);
+    tl_free(r.sorted);
+    tl_free(r.by_id);
+    tl_free(r.added);
+    tl_free(r.merges);
+    if (status != TL_OK) {
+        *bytes = 0;
+        tl_fail(err, own.status, "%s", own.message);
+    }
+    return status;
+}
+
+TL_FN tl_status voc_read(const char *path, voc_ids ids, unsigned char **section, size_t *bytes, tl_error *err)
+{
+    json_doc doc;
+    tl_status status;
+    *section = NULL;
+    *bytes = 0;
+    status = json_read(path, VOC_JSON_LIMIT, 0, &doc, err);
+    if (status == TL_OK) {
+        status = voc_convert(&doc, path, ids, section, bytes, err);
+        json_free(&doc);
+    }
+    return status;
+}
+
+/* The vocabulary of all 256 bytes, id = byte, for models over bytes. */
+TL_FN tl_status voc_bytes(voc_ids ids, unsigned char **section, size_t *bytes, tl_error *err)
+{
+    static const uint32_t start[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 64 + 4 * 257 + 1024 + 512, MBI_TOK_BYTES,
+        0, MBI_TOK_SPLIT_NONE, 256, 0, 0, 0, 0, 256, 1};
+    unsigned char *p = (unsigned char *)tl_malloc(start[2], 1, err);
+    *section = NULL;
+    *bytes = 0;
+    if (p == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    for (size_t i = 0; i < 13; i++) {
+        voc_put32(p + 4 * i, start[i]);
+    }
+    voc_put32(p + 52, ids.bos < 256 ? ids.bos : VOC_NONE);
+    voc_put32(p + 56, ids.eos < 256 ? ids.eos : VOC_NONE);
+    voc_put32(p + 60, ids.pad < 256 ? ids.pad : VOC_NONE);
+    for (uint32_t i = 0; i < 257; i++) {
+        voc_put32(p + 64 + 4 * i, i);
+    }
+    for (uint32_t i = 0; i < 256; i++) {
+        voc_put32(p + 64 + 4 * 257 + 4 * i, i);
+        p[64 + 4 * 257 + 1024 + i] = MBI_TOK_EXISTS;
+        p[64 + 4 * 257 + 1024 + 256 + i] = (unsigned char)i;
+    }
+    *section = p;
+    *bytes = start[2];
+    return TL_OK;
+}
+
+#endif /* TL_VOCAB_H */
