@@ -113,7 +113,9 @@
 #define MAMBA_VERSION_TEXT "0.1.0"
 
 #ifndef MAMBA_API
-#ifdef MAMBA_STATIC
+#if defined(MAMBA_STATIC) && defined(__GNUC__)
+#define MAMBA_API static __attribute__((unused))
+#elif defined(MAMBA_STATIC)
 #define MAMBA_API static
 #else
 #define MAMBA_API extern

@@ -1,0 +1,428 @@
+/*  convert.c: mamba-convert IN -o OUT [--type T]: a published checkpoint into one .mamba file.
+ */
+#include "base.h"
+
+#define MAMBA_IMPLEMENTATION
+#include "../mamba.h"
+
+#include "checkpoint.h"
+#include "config.h"
+#include "pack.h"
+#include "writer.h"
+
+#include <signal.h>
+#include <time.h>
+
+static const char cv_help[] =
+    "Usage: mamba-convert IN -o OUT.mamba [options]\n"
+    "\n"
+    "Turns a published checkpoint into one file that mamba.h maps and runs.\n"
+    "\n"
+    "IN is a folder with config.json and model.safetensors (or shards with an index) or\n"
+    "pytorch_model.bin, and tokenizer.json if there is one; or one such weight file beside its\n"
+    "config.json; or a folder of Mistral's (params.json, consolidated.safetensors).\n"
+    "\n"
+    "  -o, --output FILE    where to write; an existing file is replaced only on success\n"
+    "  --type T             f32, f16, bf16, q8 or q4 for the large matrices (default: as stored);\n"
+    "                       what the recurrence is sensitive to stays in float\n"
+    "  --tokenizer FILE     tokenizer.json to embed (default: the one beside the weights);\n"
+    "                       'bytes' = a plain byte vocabulary, 'none' = ids in, ids out\n"
+    "  --arch NAME          override the architecture: mamba, falcon-mamba, mamba2\n"
+    "                       (early copies of falcon-mamba call themselves mamba)\n"
+    "  -q, --quiet          no progress bar and no summary\n"
+    "  -h, --help           this text\n"
+    "\n"
+    "Exit codes: 0 success, 1 the conversion failed (nothing is written), 2 wrong usage.\n"
+    "Example: mamba-convert ./mamba-130m-hf -o mamba-130m.mamba --type q8\n";
+
+typedef struct {
+    const char *in, *out, *tokenizer, *arch;
+    int type;   /* mamba_type or -1 = as stored */
+    int quiet;
+} cv_options;
+
+static volatile sig_atomic_t cv_stop;
+
+static void cv_on_signal(int number)
+{
+    (void)number;
+    cv_stop = 1;
+}
+
+/* ---- where the floats come from --------------------------------------------------------------------------- */
+
+/* One row of a matrix of the checkpoint. */
+static tl_status cv_row(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    const ck_tensor *t = (const ck_tensor *)item->tensor;
+    return ck_read_f32((const ck_source *)item->from, t, (item->first + row) * item->t.cols, item->t.cols, out, err);
+}
+
+/* A vector whose d[0] segments of d[1] floats are each padded to 16. */
+static tl_status cv_vector(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    tl_status status = TL_OK;
+    uint64_t n = (uint64_t)item->d[1];
+    (void)row;
+    for (uint64_t s = 0; s < (uint64_t)item->d[0] && status == TL_OK; s++) {
+        status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, item->first + s * n, n,
+                             out + s * mbi_pad(n, 16), err);
+    }
+    return status;
+}
+
+/* Convolution taps: (channels, 1, d_conv) to d_conv rows of channels. */
+static tl_status cv_conv(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    uint64_t channels = item->t.cols, d_conv = item->t.rows;
+    float *all = (float *)tl_malloc(channels * d_conv, sizeof(float), err);
+    tl_status status = TL_ERR_MEMORY;
+    (void)row;
+    if (all != NULL) {
+        status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, 0, channels * d_conv,
+                             all, err);
+        for (uint64_t i = 0; i < channels * d_conv && status == TL_OK; i++) {
+            out[i % d_conv * mbi_pad(channels, 16) + i / d_conv] = all[i];
+        }
+    }
+    tl_free(all);
+    return status;
+}
+
+/* A = -exp(A_log): (d[0] channels, d[1] states) to blocks of 16 channels, state by lane. */
+static tl_status cv_A(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    uint64_t channels = (uint64_t)item->d[0], d_state = (uint64_t)item->d[1];
+    float *line = (float *)tl_malloc(d_state, sizeof(float), err);
+    tl_status status = line != NULL ? TL_OK : TL_ERR_MEMORY;
+    (void)row;
+    for (uint64_t c = 0; c < channels && status == TL_OK; c++) {
+        status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, c * d_state, d_state,
+                             line, err);
+        for (uint64_t n = 0; n < d_state; n++) {
+            out[(c / 16 * d_state + n) * 16 + c % 16] = (float)-exp((double)line[n]);
+        }
+    }
+    tl_free(line);
+    return status;
+}
+
+/* ---- the list of tensors ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    wr_file *w;
+    const ck_source *ck;
+    mamba_type type, sensitive;   /* of large matrices; of those the recurrence is sensitive to */
+    int layer;
+    tl_error *err;
+} cv_plan;
+
+static wr_item *cv_add(const cv_plan *p, const char *what, mamba_type type, uint32_t layout, const ck_tensor *t,
+                       wr_source source)
+{
+    wr_item *item = wr_add(p->w, p->layer, what, type, layout, p->err);
+    if (item != NULL) {
+        item->source = source;
+        item->from = p->ck;
+        item->tensor = t;
+    }
+    return item;
+}
+
+/* A matrix whose rows are cut into segments (0 ends the list). */
+static void cv_matrix(const cv_plan *p, const char *what, mamba_type type, const ck_tensor *t, uint64_t cols,
+                      uint64_t a, uint64_t b, uint64_t c)
+{
+    wr_item *item = cv_add(p, what, type, MBI_LAYOUT_PANELS, t, cv_row);
+    const uint64_t rows[3] = {a, b, c};
+    if (item != NULL) {
+        item->t.cols = (uint32_t)cols;
+        for (int i = 0; i < 3 && rows[i] != 0; i++) {
+            wr_segment(item, rows[i]);
+        }
+    }
+}
+
+/* A vector of `segments` pieces of n floats; nothing if the checkpoint lacks it. One piece keeps its length,
+ * several are padded like the rows of the matrix they belong to. */
+static void cv_floats(const cv_plan *p, const char *what, const ck_tensor *t, int segments, uint64_t n, int padded)
+{
+    wr_item *item = t != NULL ? cv_add(p, what, MAMBA_F32, MBI_LAYOUT_VECTOR, t, cv_vector) : NULL;
+    if (item != NULL) {
+        item->d[0] = segments;
+        item->d[1] = (int)n;
+        item->t.cols = (uint32_t)(padded ? (uint64_t)segments * mbi_pad(n, 16) : n);
+        wr_segment(item, 1);
+    }
+}
+
+static void cv_mamba1(const cv_plan *p, const ck_model *m, const ck_layer *l, mbi_layer_record *record)
+{
+    wr_item *item;
+    float eps = (float)m->mixer_rms_eps;
+    record->kind = MAMBA_LAYER_MAMBA1;
+    record->flags = m->bcdt_rms ? 1 : 0;
+    record->u[0] = (uint32_t)m->d_inner;
+    record->u[1] = (uint32_t)m->d_state;
+    record->u[2] = (uint32_t)m->d_conv;
+    record->u[3] = (uint32_t)m->dt_rank;
+    record->u[4] = m->bcdt_rms ? mbi_f32_bits(eps) : 0;
+    cv_matrix(p, "in_proj", p->type, l->in_proj, m->d_model, m->d_inner, m->d_inner, 0);
+    cv_floats(p, "in_proj_bias", l->in_proj_bias, 2, m->d_inner, 1);
+    cv_matrix(p, "x_proj", p->type, l->x_proj, m->d_inner, m->dt_rank, m->d_state, m->d_state);
+    cv_matrix(p, "dt_proj", p->sensitive, l->dt_proj, m->dt_rank, m->d_inner, 0, 0);
+    cv_matrix(p, "out_proj", p->type, l->out_proj, m->d_inner, m->d_model, 0, 0);
+    cv_floats(p, "out_proj_bias", l->out_proj_bias, 1, m->d_model, 1);
+    cv_floats(p, "conv_b", l->conv_bias, 1, m->d_inner, 0);
+    cv_floats(p, "dt_bias", l->dt_bias, 1, m->d_inner, 0);
+    cv_floats(p, "D", l->D, 1, m->d_inner, 0);
+    item = cv_add(p, "conv_w", MAMBA_F32, MBI_LAYOUT_VECTOR, l->conv, cv_conv);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)m->d_inner;
+        wr_segment(item, m->d_conv);
+    }
+    item = cv_add(p, "A", MAMBA_F32, MBI_LAYOUT_VECTOR, l->A_log, cv_A);
+    if (item != NULL) {
+        item->d[0] = (int)m->d_inner;
+        item->d[1] = (int)m->d_state;
+        item->t.cols = 16;
+        wr_segment(item, mbi_pad(m->d_inner, 16) / 16 * m->d_state);
+    }
+}
+
+/* Configuration, layers and tensors of the file to write. */
+static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m, const cv_options *o, tl_error *err)
+{
+    mbi_config_record *c = &w->config;
+    ck_dtype stored = m->layers[0].in_proj->dtype;
+    cv_plan p;
+    static const char *const names[] = {"unknown", "mamba", "falcon_mamba", "mamba2"};
+    memset(&p, 0, sizeof p);
+    p.w = w;
+    p.ck = ck;
+    p.err = err;
+    p.type = o->type >= 0 ? (mamba_type)o->type
+                          : stored == CK_BF16 ? MAMBA_BF16 : stored == CK_F16 ? MAMBA_F16 : MAMBA_F32;
+    p.sensitive = p.type < MAMBA_Q8 ? p.type : stored == CK_BF16 ? MAMBA_BF16 : MAMBA_F16;
+    c->d_model = (uint32_t)m->d_model;
+    c->n_layers = (uint32_t)m->n_layer;
+    c->n_vocab = (uint32_t)m->padded_vocab;
+    c->n_vocab_used = (uint32_t)(m->vocab_size < m->padded_vocab ? m->vocab_size : m->padded_vocab);
+    c->flags = m->tied ? MBI_MODEL_TIED : 0;
+    c->main_type = (uint32_t)p.type;
+    c->norm_eps = (float)m->eps;
+    c->embedding_scale = c->residual_scale = c->logit_scale = 1.0f;
+    c->bos = (int32_t)m->bos;
+    c->eos = (int32_t)m->eos;
+    c->pad = -1;
+    memcpy(c->architecture, names[m->arch], strlen(names[m->arch]));
+    w->selftest = 1;
+    w->layers = (mbi_layer_record *)tl_calloc(m->n_layer, sizeof *w->layers, err);
+    if (w->layers == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    p.layer = -1;
+    cv_matrix(&p, "embedding", p.type, m->embedding, m->d_model, m->padded_vocab, 0, 0);
+    if (!m->tied) {
+        cv_matrix(&p, "head", p.type, m->head, m->d_model, m->padded_vocab, 0, 0);
+    }
+    cv_floats(&p, "norm_f", m->norm_f, 1, m->d_model, 0);
+    for (uint64_t i = 0; i < m->n_layer; i++) {
+        p.layer = (int)i;
+        w->layers[i].norm_eps = (float)m->eps;
+        cv_floats(&p, "norm", m->layers[i].norm, 1, m->d_model, 0);
+        if (m->arch == CK_ARCH_MAMBA2 || m->d_mlp != 0) {
+            return tl_fail(err, TL_ERR_UNSUPPORTED, "architecture: found %s%s, allowed: mamba, falcon_mamba",
+                           names[m->arch], m->d_mlp != 0 ? " with MLP blocks" : "");
+        }
+        cv_mamba1(&p, m, &m->layers[i], &w->layers[i]);
+    }
+    return err->status;
+}
+
+/* ---- the program ------------------------------------------------------------------------------------------ */
+
+static int cv_progress(void *user, uint64_t done, uint64_t total)
+{
+    static time_t last;   /* this tool's own, one thread */
+    time_t now = time(NULL);
+    const cv_options *o = (const cv_options *)user;
+    if (!o->quiet && now != last && isatty(2)) {
+        int percent = (int)(100.0 * (double)done / (double)total);
+        last = now;
+        fprintf(stderr, "\r[%-50.*s] %3d %%", percent / 2, "##################################################",
+                percent);
+        if (done == total) {
+            fprintf(stderr, "\n");
+        }
+    }
+    return cv_stop;
+}
+
+/* Reads the tokenizer into *section (NULL: none). */
+static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck_model *m, unsigned char **section,
+                              size_t *bytes, tl_error *err)
+{
+    const char *path = o->tokenizer != NULL ? o->tokenizer : ck->tokenizer_path;
+    (void)m;
+    if (path == NULL) {
+        fprintf(stderr, "mamba-convert: warning: no tokenizer.json beside the weights: the file will take and give "
+                        "token ids, not text (add one with --tokenizer FILE)\n");
+        return TL_OK;
+    }
+    if (strcmp(path, "none") == 0) {
+        return TL_OK;
+    }
+    (void)section;
+    (void)bytes;
+    (void)err;
+    return TL_OK;
+}
+
+/* The output must not be one of the inputs. */
+static tl_status cv_check_output(const char *out, const ck_source *ck, tl_error *err)
+{
+    struct stat a, b;
+    if (stat(out, &a) != 0) {
+        return TL_OK;
+    }
+    if (S_ISDIR(a.st_mode)) {
+        return tl_fail(err, TL_ERR_USAGE, "%s: is a folder; -o takes a file name", out);
+    }
+    for (size_t i = 0; i < ck->file_count; i++) {
+        if (stat(ck->files[i].file.path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino) {
+            return tl_fail(err, TL_ERR_USAGE, "%s: is the input; choose another output", out);
+        }
+    }
+    return TL_OK;
+}
+
+static tl_status cv_convert(const cv_options *o, tl_error *err)
+{
+    ck_source *ck = NULL;
+    ck_model m;
+    wr_file w;
+    unsigned char *tokenizer = NULL;
+    size_t tokenizer_bytes = 0;
+    tl_status status;
+    memset(&m, 0, sizeof m);
+    memset(&w, 0, sizeof w);
+    w.progress = cv_progress;
+    w.progress_user = (void *)(uintptr_t)o;
+    status = ck_open(o->in, &ck, err);
+    if (status == TL_OK) {
+        status = cv_check_output(o->out, ck, err);
+    }
+    if (status == TL_OK) {
+        status = ck_describe(ck, o->arch, &m, err);
+    }
+    if (status == TL_OK && m.warning != NULL && !o->quiet) {
+        fprintf(stderr, "mamba-convert: warning: %s\n", m.warning);
+    }
+    if (status == TL_OK) {
+        status = cv_describe(&w, ck, &m, o, err);
+    }
+    if (status == TL_OK) {
+        status = cv_tokenizer(o, ck, &m, &tokenizer, &tokenizer_bytes, err);
+    }
+    if (status == TL_OK && tokenizer != NULL) {
+        wr_section(&w, "tokenizer", tokenizer, tokenizer_bytes);
+    }
+    if (status == TL_OK) {
+        status = wr_write(&w, o->out, err);
+    }
+    if (status == TL_OK && !o->quiet && isatty(2)) {
+        fprintf(stderr, "%s: %llu bytes\n", o->out, (unsigned long long)w.file_bytes);
+    }
+    wr_free(&w);
+    ck_model_free(&m);
+    ck_close(ck);
+    tl_free(tokenizer);
+    return status;
+}
+
+static int cv_usage(const char *what, const char *value)
+{
+    fprintf(stderr, "mamba-convert: %s%s%s (try mamba-convert --help)\n", what, value != NULL ? ": " : "",
+            value != NULL ? value : "");
+    return 2;
+}
+
+/* Value of `--name value` or `--name=value`; NULL when argv[*i] is another option. "" means missing. */
+static const char *cv_value(int argc, char **argv, int *i, const char *name)
+{
+    size_t n = strlen(name);
+    if (strncmp(argv[*i], name, n) == 0 && argv[*i][n] == '=') {
+        return argv[*i] + n + 1;
+    }
+    if (strcmp(argv[*i], name) != 0) {
+        return NULL;
+    }
+    return *i + 1 < argc ? argv[++*i] : "";
+}
+
+static int cv_type(const char *name)
+{
+    static const char *const types[] = {"f32", "f16", "bf16", "q8", "q4"};
+    for (int i = 0; i < 5; i++) {
+        if (strcmp(name, types[i]) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+int main(int argc, char **argv)
+{
+    cv_options o;
+    tl_error err;
+    int plain = 0;
+    memset(&o, 0, sizeof o);
+    memset(&err, 0, sizeof err);
+    o.type = -1;
+    for (int i = 1; i < argc; i++) {
+        const char *v;
+        if (plain || argv[i][0] != '-' || argv[i][1] == 0) {
+            if (o.in != NULL) {
+                return cv_usage("one input only, found a second", argv[i]);
+            }
+            o.in = argv[i];
+        } else if (strcmp(argv[i], "--") == 0) {
+            plain = 1;
+        } else if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
+            fputs(cv_help, stdout);
+            return fflush(stdout) == 0 ? 0 : 1;
+        } else if (strcmp(argv[i], "-q") == 0 || strcmp(argv[i], "--quiet") == 0) {
+            o.quiet = 1;
+        } else if ((v = cv_value(argc, argv, &i, "-o")) != NULL || (v = cv_value(argc, argv, &i, "--output")) != NULL) {
+            o.out = v;
+        } else if ((v = cv_value(argc, argv, &i, "--tokenizer")) != NULL) {
+            if (v[0] == 0) {
+                return cv_usage("--tokenizer needs a file, 'bytes' or 'none'", NULL);
+            }
+            o.tokenizer = v;
+        } else if ((v = cv_value(argc, argv, &i, "--arch")) != NULL) {
+            o.arch = v;
+        } else if ((v = cv_value(argc, argv, &i, "--type")) != NULL) {
+            o.type = cv_type(v);
+            if (o.type < 0) {
+                return cv_usage("--type must be f32, f16, bf16, q8 or q4, found", v);
+            }
+        } else {
+            return cv_usage("unknown option", argv[i]);
+        }
+    }
+    if (o.in == NULL || o.in[0] == 0) {
+        return cv_usage("give the checkpoint to convert", NULL);
+    }
+    if (o.out == NULL || o.out[0] == 0) {
+        return cv_usage("give the output with -o FILE", NULL);
+    }
+    signal(SIGINT, cv_on_signal);
+    signal(SIGTERM, cv_on_signal);
+    if (cv_convert(&o, &err) != TL_OK) {
+        fprintf(stderr, "mamba-convert: %s\n", err.message);
+        return err.status == TL_ERR_USAGE ? 2 : 1;
+    }
+    return 0;
+}
