@@ -8,6 +8,7 @@
 #include "checkpoint.h"
 #include "config.h"
 #include "pack.h"
+#include "vocab.h"
 #include "writer.h"
 
 #include <signal.h>
@@ -259,12 +260,24 @@ static int cv_progress(void *user, uint64_t done, uint64_t total)
     return cv_stop;
 }
 
+/* Ids of the finished tokenizer section limit what may be sampled, and must have rows. */
+static tl_status cv_vocabulary(wr_file *w, const ck_model *m, const unsigned char *section, tl_error *err)
+{
+    uint32_t n_ids = tl_le32(section + 24);   /* mamba.h, @@vocabulary */
+    if (n_ids > m->padded_vocab) {
+        return tl_fail(err, TL_ERR_FORMAT, "tokenizer: found %u ids, allowed: at most the %llu rows of the embedding",
+                       (unsigned)n_ids, (unsigned long long)m->padded_vocab);
+    }
+    w->config.n_vocab_used = n_ids < w->config.n_vocab_used ? n_ids : w->config.n_vocab_used;
+    return TL_OK;
+}
+
 /* Reads the tokenizer into *section (NULL: none). */
 static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck_model *m, unsigned char **section,
                               size_t *bytes, tl_error *err)
 {
     const char *path = o->tokenizer != NULL ? o->tokenizer : ck->tokenizer_path;
-    (void)m;
+    voc_ids ids = {VOC_NONE, VOC_NONE, VOC_NONE};
     if (path == NULL) {
         fprintf(stderr, "mamba-convert: warning: no tokenizer.json beside the weights: the file will take and give "
                         "token ids, not text (add one with --tokenizer FILE)\n");
@@ -273,10 +286,12 @@ static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck
     if (strcmp(path, "none") == 0) {
         return TL_OK;
     }
-    (void)section;
-    (void)bytes;
-    (void)err;
-    return TL_OK;
+    if (strcmp(path, "bytes") == 0) {
+        return voc_bytes(ids, section, bytes, err);
+    }
+    ids.bos = m->bos >= 0 ? (uint32_t)m->bos : VOC_NONE;
+    ids.eos = m->eos >= 0 ? (uint32_t)m->eos : VOC_NONE;
+    return voc_read(path, ids, section, bytes, err);
 }
 
 /* The output must not be one of the inputs. */
@@ -326,6 +341,7 @@ static tl_status cv_convert(const cv_options *o, tl_error *err)
         status = cv_tokenizer(o, ck, &m, &tokenizer, &tokenizer_bytes, err);
     }
     if (status == TL_OK && tokenizer != NULL) {
+        status = cv_vocabulary(&w, &m, tokenizer, err);
         wr_section(&w, "tokenizer", tokenizer, tokenizer_bytes);
     }
     if (status == TL_OK) {
