@@ -93,6 +93,7 @@
  *   @@unicode        Tables, classes, UTF-8, decomposition and composition
  *   @@text           Added tokens, normalization, splitting, byte pair encoding
  *   @@sampling       Choosing a token, in integers
+ *   @@operators_impl The public operators on top of the kernels
  *   @@api            Public functions: check arguments, call inward
  */
 
@@ -1286,6 +1287,9 @@ static uint64_t mbi_panel_bytes(mamba_type type, uint64_t cols) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#ifndef __OPTIMIZE__ /* intrinsics are macros then, with signed masks inside */
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#endif
 #endif
 
 /* ------------------------------------------------------------------------------------------------
@@ -5763,6 +5767,510 @@ static void mbi_sample_repeat(const mamba_sampler *s, float *logits, size_t n) {
         x = x > 3.402823466e38f ? 3.402823466e38f : x;
         logits[id] = x < -3.402823466e38f ? -3.402823466e38f : x;
     }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * @@operators_impl   The public operators on top of the kernels                          (private)
+ *
+ * Callers' arrays have no padding and any alignment, kernels work on blocks of 16 channels: tiles of
+ * MBI_OP_TOKENS tokens are copied into blocks and back.  Where a product feeds a sum outside the
+ * kernels it is formed in double, in which the product of two floats is exact: no compiler's
+ * contraction can change a bit.
+ * ---------------------------------------------------------------------------------------------- */
+enum {
+    MBI_OP_TOKENS = 32, /* a multiple of 16: see the flush of tiny states in mbi_scan_block */
+    MBI_OP_TILE = MBI_OP_TOKENS * MBI_LANES
+};
+
+static const mbi_kernels *mbi_op_kernels(const mamba_target *target) {
+    return target ? &target->k : &mbi_target_at(0)->k;
+}
+
+/* f over n floats, the last ones through a block of 16. */
+static void mbi_op_map(void (*f)(const float *x, float *y, size_t n), const float *x, float *y,
+                       size_t n) {
+    size_t whole = n / MBI_LANES * MBI_LANES;
+    float tail[MBI_LANES] = {0};
+    if (whole != 0) {
+        f(x, y, whole);
+    }
+    if (n != whole) {
+        memcpy(tail, x + whole, (n - whole) * sizeof(float));
+        f(tail, tail, MBI_LANES);
+        memcpy(y + whole, tail, (n - whole) * sizeof(float));
+    }
+}
+
+MAMBA_API void mamba_softplus(const mamba_target *target, const float *x, float *y, size_t n) {
+    const mbi_kernels *k = mbi_op_kernels(target);
+    size_t whole = n / MBI_LANES * MBI_LANES;
+    float tail[MBI_LANES] = {0};
+    if (whole != 0) {
+        k->softplus(x, NULL, y, whole);
+    }
+    if (n != whole) {
+        memcpy(tail, x + whole, (n - whole) * sizeof(float));
+        k->softplus(tail, NULL, tail, MBI_LANES);
+        memcpy(y + whole, tail, (n - whole) * sizeof(float));
+    }
+}
+
+MAMBA_API void mamba_silu(const mamba_target *target, const float *x, float *y, size_t n) {
+    mbi_op_map(mbi_op_kernels(target)->silu, x, y, n);
+}
+
+MAMBA_API void mamba_rmsnorm(const mamba_target *target, const float *x, const float *w, float eps,
+                             int n_tokens, int n, float *y) {
+    const mbi_kernels *k = mbi_op_kernels(target);
+    int t;
+    int i;
+    for (t = 0; t < n_tokens; t++, x += n, y += n) {
+        double sum = 0.0;
+        float scale;
+        if (n % MBI_LANES == 0) {
+            k->rmsnorm(x, w, eps, n, 1, 0, 1, y);
+            continue;
+        }
+        for (i = 0; i < n; i++) {
+            sum += (double)x[i] * (double)x[i];
+        }
+        scale = (float)(1.0 / sqrt(sum / n + (double)eps));
+        for (i = 0; i < n; i++) {
+            float v = x[i] * scale;
+            y[i] = w ? v * w[i] : v;
+        }
+    }
+}
+
+/* n_rows rows of `lanes` <= 16 floats, `stride` apart, into rows of 16 (the rest 0), and back. */
+static void mbi_op_gather(const float *src, size_t stride, int n_rows, int lanes, float *dst) {
+    int t;
+    if (lanes < MBI_LANES) {
+        memset(dst, 0, (size_t)n_rows * MBI_LANES * sizeof(float));
+    }
+    for (t = 0; t < n_rows; t++) {
+        memcpy(dst + t * MBI_LANES, src + (size_t)t * stride, (size_t)lanes * sizeof(float));
+    }
+}
+
+static void mbi_op_scatter(const float *src, int n_rows, int lanes, float *dst, size_t stride) {
+    int t;
+    for (t = 0; t < n_rows; t++) {
+        memcpy(dst + (size_t)t * stride, src + t * MBI_LANES, (size_t)lanes * sizeof(float));
+    }
+}
+
+/* (lanes, n) row-major to (n, 16) with zeros in the lanes that do not exist, and back. */
+static void mbi_op_transpose(const float *src, int lanes, int n, float *dst) {
+    int i;
+    int j;
+    for (j = 0; j < n; j++) {
+        for (i = 0; i < MBI_LANES; i++) {
+            dst[(size_t)j * MBI_LANES + (size_t)i] =
+                i < lanes ? src[(size_t)i * (size_t)n + (size_t)j] : 0.0f;
+        }
+    }
+}
+
+static void mbi_op_transpose_back(const float *src, int lanes, int n, float *dst) {
+    int i;
+    int j;
+    for (i = 0; i < lanes; i++) {
+        for (j = 0; j < n; j++) {
+            dst[(size_t)i * (size_t)n + (size_t)j] = src[(size_t)j * MBI_LANES + (size_t)i];
+        }
+    }
+}
+
+MAMBA_API void mamba_conv1d(const mamba_target *target, const float *x, const float *w,
+                            const float *bias, int n_tokens, int channels, int d_conv, int silu,
+                            float *state, float *y) {
+    enum { MAX_CONV = 8 };
+    const mbi_kernels *k = mbi_op_kernels(target);
+    size_t n = (size_t)channels;
+    int c;
+    int t;
+    for (c = 0; c < channels; c += MBI_LANES) {
+        float taps[MAX_CONV * MBI_LANES];
+        float past[MAX_CONV * MBI_LANES] = {0};
+        float b[MBI_LANES] = {0};
+        float tile[MBI_OP_TILE];
+        int lanes = mbi_min_int(MBI_LANES, channels - c);
+        mbi_op_transpose(w + (size_t)c * (size_t)d_conv, lanes, d_conv, taps);
+        if (bias) {
+            mbi_op_gather(bias + c, 0, 1, lanes, b);
+        }
+        if (state) {
+            mbi_op_gather(state + c, n, d_conv - 1, lanes, past);
+        }
+        for (t = 0; t < n_tokens; t += MBI_OP_TOKENS) {
+            int rows = mbi_min_int(MBI_OP_TOKENS, n_tokens - t);
+            size_t at = (size_t)t * n + (size_t)c;
+            mbi_op_gather(x + at, n, rows, lanes, tile);
+            k->conv(tile, taps, b, d_conv, silu != 0, rows, past, MBI_LANES, tile);
+            mbi_op_scatter(tile, rows, lanes, y + at, n);
+        }
+        if (state) {
+            mbi_op_scatter(past, d_conv - 1, lanes, state + c, n);
+        }
+    }
+}
+
+MAMBA_API void mamba_discretize(const mamba_target *target, const float *dt, const float *A,
+                                const float *B, int channels, int d_state, float *dA, float *dB) {
+    const mbi_kernels *k = mbi_op_kernels(target);
+    int i;
+    int j;
+    for (i = 0; i < channels; i++) {
+        size_t row = (size_t)i * (size_t)d_state;
+        for (j = 0; j < d_state; j++) {
+            dA[row + (size_t)j] = dt[i] * A[row + (size_t)j];
+            dB[row + (size_t)j] = dt[i] * B[j];
+        }
+        mbi_op_map(k->exp, dA + row, dA + row, (size_t)d_state);
+    }
+}
+
+MAMBA_API void mamba_recurrence(const mamba_target *target, const float *dA, const float *dB,
+                                const float *C, const float *D, const float *x, int channels,
+                                int d_state, float *h, float *y) {
+    int i;
+    int j;
+    (void)target; /* in double: the same bits on every target */
+    for (i = 0; i < channels; i++) {
+        size_t at = (size_t)i * (size_t)d_state;
+        double sum = D ? (double)D[i] * (double)x[i] : 0.0;
+        for (j = 0; j < d_state; j++, at++) {
+            h[at] = (float)((double)dA[at] * (double)h[at] + (double)dB[at] * (double)x[i]);
+            sum += (double)C[j] * (double)h[at];
+        }
+        y[i] = (float)sum;
+    }
+}
+
+/* A scan in progress: the channels of each group are cut into blocks of up to 16. */
+typedef struct mbi_op_scan {
+    const mamba_scan *s;
+    const mbi_kernels *k;
+    int n_tasks;
+    int group_size, group_blocks, n_blocks;
+    int chunk, n_chunks; /* of tokens; sequential: one */
+    int first_pass;      /* chunks from zero, only their end states are kept */
+    float *scratch;      /* per task: A and h [d_state][16], then x, dt, z tiles */
+    size_t task_floats;
+    float *ends;         /* per (block, chunk): end state [d_state][16]; later the start of the next */
+    double *sums;        /* per (block, chunk): sum of dt [16] */
+} mbi_op_scan;
+
+static mamba_status mbi_op_range(mamba_error *err, const char *name, int64_t found, int64_t lo,
+                                 int64_t hi) {
+    if (found < lo || found > hi) {
+        return mbi_fail_value(err, MAMBA_ERR_ARG, "value out of range", name, 0, found, lo, hi);
+    }
+    return MAMBA_OK;
+}
+
+static mamba_status mbi_op_check_scan(const mamba_scan *s, mamba_error *err) {
+    mamba_status status;
+    uint64_t n;
+    if (!s) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "must not be NULL", "scan", 0);
+    }
+    if ((status = mbi_op_range(err, "n_tokens", s->n_tokens, 0, INT32_MAX)) ||
+        (status = mbi_op_range(err, "channels", s->channels, 1, MBI_MAX_DIM)) ||
+        (status = mbi_op_range(err, "d_state", s->d_state, 1, MBI_MAX_DIM)) ||
+        (status = mbi_op_range(err, "n_groups", s->n_groups, 0, s->channels))) {
+        return status;
+    }
+    if (s->n_groups > 0 && s->channels % s->n_groups != 0) {
+        return mbi_fail_value(err, MAMBA_ERR_ARG, "must divide the channels", "n_groups", 0,
+                              s->n_groups, 1, s->channels);
+    }
+    if (!s->A || (s->n_tokens > 0 && (!s->x || !s->dt || !s->B || !s->C || !s->y))) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "x, dt, A, B, C and y must not be NULL", "scan", 0);
+    }
+    if (!mbi_mul_ok((uint64_t)s->n_tokens * (uint64_t)(s->n_groups ? s->n_groups : 1),
+                    (uint64_t)s->d_state * sizeof(float), &n) ||
+        n > SIZE_MAX / 2) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "B and C can't be so large", "scan", 0);
+    }
+    return MAMBA_OK;
+}
+
+/* Channels of block b: how many, the first one, and their group. */
+static int mbi_op_lanes(const mbi_op_scan *j, int b, int *channel, int *group) {
+    int inside = b % j->group_blocks * MBI_LANES;
+    *group = b / j->group_blocks;
+    *channel = *group * j->group_size + inside;
+    return mbi_min_int(MBI_LANES, j->group_size - inside);
+}
+
+/* dt of a tile: bias and softplus; lanes that do not exist get 0. */
+static void mbi_op_scan_dt(const mbi_op_scan *j, const float *bias, int lanes, int rows,
+                           float *dt) {
+    int t;
+    int i;
+    if (j->s->dt_softplus) {
+        j->k->softplus(dt, bias, dt, (size_t)rows * MBI_LANES);
+    } else {
+        for (t = 0; t < rows * MBI_LANES; t++) {
+            dt[t] += bias[t % MBI_LANES];
+        }
+    }
+    for (t = 0; t < rows && lanes < MBI_LANES; t++) {
+        for (i = lanes; i < MBI_LANES; i++) {
+            dt[t * MBI_LANES + i] = 0.0f;
+        }
+    }
+}
+
+/* Tokens [t0, t1) of block b from the state h, in tiles; y and the sum of dt where wanted. */
+static void mbi_op_scan_range(const mbi_op_scan *j, int b, int t0, int t1, const float *A,
+                              float *h, float *tiles, double *sum) {
+    const mamba_scan *s = j->s;
+    size_t n = (size_t)s->channels;
+    size_t bc_token = (size_t)(s->n_groups ? s->n_groups : 1) * (size_t)s->d_state;
+    float bias[MBI_LANES] = {0};
+    float D[MBI_LANES] = {0};
+    mbi_scan_block k;
+    int channel;
+    int group;
+    int lanes = mbi_op_lanes(j, b, &channel, &group);
+    int t;
+    int i;
+    if (s->dt_bias) {
+        mbi_op_gather(s->dt_bias + channel, 0, 1, lanes, bias);
+    }
+    if (s->D) {
+        mbi_op_gather(s->D + channel, 0, 1, lanes, D);
+    }
+    memset(&k, 0, sizeof k);
+    k.x = k.y = tiles;
+    k.dt = tiles + MBI_OP_TILE;
+    k.z = s->z && !sum ? tiles + 2 * MBI_OP_TILE : NULL;
+    k.A = A;
+    k.D = D;
+    k.h = h;
+    k.bc_block = MBI_LANES;
+    k.bc_token = bc_token;
+    k.d_state = s->d_state;
+    for (t = t0; t < t1; t += MBI_OP_TOKENS) {
+        int rows = mbi_min_int(MBI_OP_TOKENS, t1 - t);
+        size_t at = (size_t)t * n + (size_t)channel;
+        mbi_op_gather(s->x + at, n, rows, lanes, tiles);
+        mbi_op_gather(s->dt + at, n, rows, lanes, tiles + MBI_OP_TILE);
+        mbi_op_scan_dt(j, bias, lanes, rows, tiles + MBI_OP_TILE);
+        if (k.z) {
+            mbi_op_gather(s->z + at, n, rows, lanes, tiles + 2 * MBI_OP_TILE);
+        }
+        for (i = 0; sum && i < rows * MBI_LANES; i++) {
+            sum[i % MBI_LANES] += (double)k.dt[i];
+        }
+        k.B = s->B + (size_t)t * bc_token + (size_t)group * (size_t)s->d_state;
+        k.C = s->C + (size_t)t * bc_token + (size_t)group * (size_t)s->d_state;
+        k.position = (uint64_t)t;
+        k.n_tokens = rows;
+        j->k->scan_block(&k);
+        if (!sum) {
+            mbi_op_scatter(tiles, rows, lanes, s->y + at, n);
+        }
+    }
+}
+
+/* A task takes a contiguous range of (block, chunk) pairs. */
+static void mbi_op_scan_task(void *arg, int i_task) {
+    const mbi_op_scan *j = (const mbi_op_scan *)arg;
+    const mamba_scan *s = j->s;
+    size_t state = (size_t)s->d_state * MBI_LANES;
+    float *A = j->scratch + (size_t)i_task * j->task_floats;
+    float *h = A + state;
+    int64_t n_items = (int64_t)j->n_blocks * j->n_chunks;
+    int64_t item = n_items * i_task / j->n_tasks;
+    int64_t end = n_items * (i_task + 1) / j->n_tasks;
+    for (; item < end; item++) {
+        int b = (int)(item / j->n_chunks);
+        int c = (int)(item % j->n_chunks);
+        int t0 = c * j->chunk;
+        int t1 = s->n_tokens - t0 > j->chunk ? t0 + j->chunk : s->n_tokens;
+        int channel;
+        int group;
+        int lanes = mbi_op_lanes(j, b, &channel, &group);
+        size_t at = (size_t)channel * (size_t)s->d_state;
+        float *ends = j->ends ? j->ends + (size_t)item * state : NULL;
+        mbi_op_transpose(s->A + at, lanes, s->d_state, A);
+        if (j->first_pass) {
+            if (c + 1 < j->n_chunks) {
+                memset(ends, 0, state * sizeof(float));
+                mbi_op_scan_range(j, b, t0, t1, A, ends, h + state,
+                                  j->sums + (size_t)item * MBI_LANES);
+            }
+            continue;
+        }
+        if (c > 0) {
+            memcpy(h, ends - state, state * sizeof(float));
+        } else if (s->state) {
+            mbi_op_transpose(s->state + at, lanes, s->d_state, h);
+        } else {
+            memset(h, 0, state * sizeof(float));
+        }
+        mbi_op_scan_range(j, b, t0, t1, A, h, h + state, NULL);
+        if (c + 1 < j->n_chunks) {
+            continue;
+        }
+        if (s->state && j->n_chunks == 1) {
+            mbi_op_transpose_back(h, lanes, s->d_state, s->state + at);
+        } else if (s->state) {
+            memcpy(ends, h, state * sizeof(float)); /* other tasks may still read s->state */
+        }
+    }
+}
+
+/* The state h [d_state][16] through n_chunks chunks, each given by its end state from zero (which
+ * becomes the true one) and its sum of dt:  h = exp(A * sum) * h + end. */
+static void mbi_scan_join(const mbi_kernels *k, const float *A, int d_state, const float *h,
+                          int n_chunks, float *ends, const double *sums) {
+    size_t state = (size_t)d_state * MBI_LANES;
+    int c;
+    int n;
+    int i;
+    for (c = 0; c < n_chunks; c++, ends += state, sums += MBI_LANES) {
+        for (n = 0; n < d_state; n++) {
+            size_t row = (size_t)n * MBI_LANES;
+            float decay[MBI_LANES];
+            for (i = 0; i < MBI_LANES; i++) {
+                decay[i] = (float)((double)A[row + (size_t)i] * sums[i]);
+            }
+            k->exp(decay, decay, MBI_LANES);
+            for (i = 0; i < MBI_LANES; i++) {
+                ends[row + (size_t)i] = (float)((double)decay[i] * (double)h[row + (size_t)i] +
+                                                (double)ends[row + (size_t)i]);
+            }
+        }
+        h = ends;
+    }
+}
+
+static void mbi_op_join_task(void *arg, int i_task) {
+    const mbi_op_scan *j = (const mbi_op_scan *)arg;
+    const mamba_scan *s = j->s;
+    size_t state = (size_t)s->d_state * MBI_LANES;
+    float *A = j->scratch + (size_t)i_task * j->task_floats;
+    float *h = A + state;
+    int b = mbi_split(j->n_blocks, j->n_tasks, i_task);
+    int end = mbi_split(j->n_blocks, j->n_tasks, i_task + 1);
+    for (; b < end; b++) {
+        int channel;
+        int group;
+        int lanes = mbi_op_lanes(j, b, &channel, &group);
+        size_t at = (size_t)channel * (size_t)s->d_state;
+        size_t item = (size_t)b * (size_t)j->n_chunks;
+        mbi_op_transpose(s->A + at, lanes, s->d_state, A);
+        memset(h, 0, state * sizeof(float));
+        if (s->state) {
+            mbi_op_transpose(s->state + at, lanes, s->d_state, h);
+        }
+        mbi_scan_join(j->k, A, s->d_state, h, j->n_chunks - 1, j->ends + item * state,
+                      j->sums + item * MBI_LANES);
+    }
+}
+
+static void mbi_op_store_states(const mbi_op_scan *j) {
+    const mamba_scan *s = j->s;
+    size_t state = (size_t)s->d_state * MBI_LANES;
+    int b;
+    for (b = 0; b < j->n_blocks; b++) {
+        int channel;
+        int group;
+        int lanes = mbi_op_lanes(j, b, &channel, &group);
+        mbi_op_transpose_back(j->ends + ((size_t)(b + 1) * (size_t)j->n_chunks - 1) * state, lanes,
+                              s->d_state, s->state + (size_t)channel * (size_t)s->d_state);
+    }
+}
+
+/* Both scans: one chunk is the sequential one. */
+static mamba_status mbi_op_scan_run(mbi_op_scan *j, int n_threads, const mamba_parallel *parallel,
+                                    const mamba_memory *memory, mamba_error *err) {
+    const mamba_scan *s = j->s;
+    mamba_memory m = mbi_memory_or_default(memory);
+    size_t state = (size_t)s->d_state * MBI_LANES;
+    int n_groups = s->n_groups ? s->n_groups : 1;
+    uint64_t n_items;
+    uint64_t bytes;
+    uint64_t sums = 0;
+    uint64_t ends = 0;
+    unsigned char *block;
+    int n_tasks = mbi_n_threads(n_threads, parallel);
+    j->group_size = s->channels / n_groups;
+    j->group_blocks = (j->group_size + MBI_LANES - 1) / MBI_LANES;
+    j->n_blocks = n_groups * j->group_blocks;
+    n_items = (uint64_t)j->n_blocks * (uint64_t)j->n_chunks;
+    j->n_tasks = n_items < (uint64_t)n_tasks ? (int)n_items : n_tasks;
+    j->task_floats = 2 * state + 3 * MBI_OP_TILE;
+    if (j->n_chunks > 1) {
+        sums = n_items * MBI_LANES * sizeof(double);
+        if (!mbi_mul_ok(n_items, state * sizeof(float), &ends)) {
+            ends = UINT64_MAX;
+        }
+    }
+    bytes = (uint64_t)j->n_tasks * j->task_floats * sizeof(float);
+    if (!mbi_add_ok(bytes, sums, &bytes) || !mbi_add_ok(bytes, ends, &bytes) ||
+        bytes > SIZE_MAX / 2 ||
+        (block = (unsigned char *)m.alloc(m.user, (size_t)bytes, 64)) == NULL) {
+        return mbi_fail(err, MAMBA_ERR_MEMORY, "out of memory", "scan", 0);
+    }
+    j->scratch = (float *)(void *)block;
+    if (j->n_chunks == 1) {
+        mbi_parallel_for(parallel, j->n_tasks, mbi_op_scan_task, j);
+    } else {
+        j->ends = j->scratch + (size_t)j->n_tasks * j->task_floats;
+        j->sums = (double *)(void *)(block + (bytes - sums));
+        memset(j->sums, 0, (size_t)sums);
+        j->first_pass = 1;
+        mbi_parallel_for(parallel, j->n_tasks, mbi_op_scan_task, j);
+        j->first_pass = 0;
+        n_tasks = j->n_tasks;
+        j->n_tasks = mbi_min_int(n_tasks, j->n_blocks);
+        mbi_parallel_for(parallel, j->n_tasks, mbi_op_join_task, j);
+        j->n_tasks = n_tasks;
+        mbi_parallel_for(parallel, j->n_tasks, mbi_op_scan_task, j);
+        if (s->state) {
+            mbi_op_store_states(j);
+        }
+    }
+    m.free(m.user, block, (size_t)bytes);
+    return MAMBA_OK;
+}
+
+MAMBA_API mamba_status mamba_selective_scan(const mamba_target *target, const mamba_scan *scan,
+                                            int n_threads, const mamba_parallel *parallel,
+                                            const mamba_memory *memory, mamba_error *err) {
+    return mamba_scan_time_parallel(target, scan, INT32_MAX, n_threads, parallel, memory, err);
+}
+
+MAMBA_API mamba_status mamba_scan_time_parallel(const mamba_target *target, const mamba_scan *scan,
+                                                int chunk, int n_threads,
+                                                const mamba_parallel *parallel,
+                                                const mamba_memory *memory, mamba_error *err) {
+    mbi_op_scan j;
+    mamba_status status;
+    mbi_error_clear(err);
+    status = mbi_op_check_scan(scan, err);
+    if (status) {
+        return status;
+    }
+    if ((status = mbi_op_range(err, "chunk", chunk, 0, INT32_MAX)) ||
+        (status = mbi_op_range(err, "n_threads", n_threads, 0, INT32_MAX))) {
+        return status;
+    }
+    if (scan->n_tokens == 0) {
+        return MAMBA_OK;
+    }
+    memset(&j, 0, sizeof j);
+    j.s = scan;
+    j.k = mbi_op_kernels(target);
+    j.chunk = mbi_min_int(chunk ? chunk : 256, scan->n_tokens);
+    j.n_chunks = (int)(((int64_t)scan->n_tokens + j.chunk - 1) / j.chunk);
+    return mbi_op_scan_run(&j, n_threads, parallel, memory, err);
 }
 
 /* ------------------------------------------------------------------------------------------------
