@@ -77,6 +77,8 @@
  *   @@ops_scalar     Vector vocabulary: one lane
  *   @@ops_avx2       Vector vocabulary: AVX2 + FMA + F16C, 8 lanes
  *   @@ops_avx512     Vector vocabulary: AVX-512 F, BW, DQ, VL, 16 lanes
+ *   @@ops_neon       Vector vocabulary: AArch64 Advanced SIMD, 4 lanes
+ *   @@ops_wasm       Vector vocabulary: WebAssembly SIMD128, 4 lanes (no FMA)
  *   @@kernels        The mathematics of each kernel, once, in the vocabulary above
  *   @@kernel_table   The tables of this pass
  *   @@dispatch       The list of targets and the choice among them
@@ -1455,6 +1457,131 @@ MBI_FN __m512 MBI_T(v_q4_col)(const unsigned char *p, int i) {
 #endif /* MBI_AVX512 */
 
 /* ------------------------------------------------------------------------------------------------
+ * @@ops_neon   Vector vocabulary: AArch64 Advanced SIMD, 4 lanes                         (private)
+ * ---------------------------------------------------------------------------------------------- */
+#if MBI_PASS == MBI_NEON
+#define MBI_T(name) MBI_PASTE(name, neon)
+#define MBI_FN static MBI_UNUSED inline
+#define MBI_KERNEL static MBI_NOINLINE
+#define V_LANES 4
+#define V_GROUP 16
+#define vf float32x4_t
+#define V_SET1(x) vdupq_n_f32(x)
+#define V_LOAD(p) vld1q_f32(p)
+#define V_STORE(p, v) vst1q_f32((p), (v))
+#define V_ADD(a, b) vaddq_f32((a), (b))
+#define V_SUB(a, b) vsubq_f32((a), (b))
+#define V_MUL(a, b) vmulq_f32((a), (b))
+#define V_DIV(a, b) vdivq_f32((a), (b))
+#define V_FMA(a, b, c) vfmaq_f32((c), (a), (b))
+#define V_MIN(a, b) vminq_f32((a), (b))
+#define V_MAX(a, b) vmaxq_f32((a), (b))
+#define V_ABS(a) vabsq_f32(a)
+#define V_ROUND(a) vrndnq_f32(a)
+#define V_GT_SELECT(a, b, x, y) vbslq_f32(vcgtq_f32((a), (b)), (x), (y))
+MBI_FN float32x4_t MBI_T(v_pow2)(int32x4_t n) {
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+}
+MBI_FN float32x4_t MBI_T(v_scale2)(float32x4_t v, float32x4_t n) {
+    int32x4_t i = vcvtq_s32_f32(n);
+    int32x4_t half = vshrq_n_s32(i, 1);
+    return vmulq_f32(vmulq_f32(v, MBI_T(v_pow2)(half)), MBI_T(v_pow2)(vsubq_s32(i, half)));
+}
+#define V_SCALE2(v, n) MBI_T(v_scale2)((v), (n))
+#define V_SCALE2_NEG(v, n) vmulq_f32((v), MBI_T(v_pow2)(vcvtq_s32_f32(n)))
+#define V_LOAD_U32(p) vreinterpretq_u32_u8(vld1q_u8(p))
+#define V_LOAD_F16(p) vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)))
+MBI_FN float32x4_t MBI_T(v_f16_col)(const unsigned char *p, int i) {
+    uint32x4_t u = vshlq_u32(V_LOAD_U32(p), vdupq_n_s32(-16 * i));
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(u)));
+}
+#define V_LOAD_F16_COL(p, i) MBI_T(v_f16_col)((p), (i))
+MBI_FN float32x4_t MBI_T(v_bf16_col)(const unsigned char *p, int i) {
+    uint32x4_t u = V_LOAD_U32(p);
+    return vreinterpretq_f32_u32(i == 0 ? vshlq_n_u32(u, 16)
+                                        : vandq_u32(u, vdupq_n_u32(0xffff0000u)));
+}
+#define V_LOAD_BF16_COL(p, i) MBI_T(v_bf16_col)((p), (i))
+MBI_FN float32x4_t MBI_T(v_i8_col)(const unsigned char *p, int i) {
+    int32x4_t u = vreinterpretq_s32_u32(vshlq_u32(V_LOAD_U32(p), vdupq_n_s32(24 - 8 * i)));
+    return vcvtq_f32_s32(vshrq_n_s32(u, 24));
+}
+#define V_LOAD_I8_COL(p, i) MBI_T(v_i8_col)((p), (i))
+MBI_FN float32x4_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
+    const signed char values[16] = {MBI_Q4_VALUES};
+    int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4;
+    uint32x4_t u = vandq_u32(vshlq_u32(V_LOAD_U32(p), vdupq_n_s32(-shift)), vdupq_n_u32(15));
+    int8x16_t v = vqtbl1q_s8(vld1q_s8(values), vreinterpretq_u8_u32(u)); /* byte 0 of each lane */
+    return vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_s8(v), 24), 24));
+}
+#define V_LOAD_Q4_COL(p, i) MBI_T(v_q4_col)((p), (i))
+#endif /* MBI_NEON */
+
+/* ------------------------------------------------------------------------------------------------
+ * @@ops_wasm   Vector vocabulary: WebAssembly SIMD128, 4 lanes (no FMA)                  (private)
+ * ---------------------------------------------------------------------------------------------- */
+#if MBI_PASS == MBI_WASM
+#define MBI_T(name) MBI_PASTE(name, wasm)
+#define MBI_FN static MBI_UNUSED inline
+#define MBI_KERNEL static MBI_NOINLINE
+#define V_LANES 4
+#define V_GROUP 16
+#define vf v128_t
+#define V_SET1(x) wasm_f32x4_splat(x)
+#define V_LOAD(p) wasm_v128_load(p)
+#define V_STORE(p, v) wasm_v128_store((p), (v))
+#define V_ADD(a, b) wasm_f32x4_add((a), (b))
+#define V_SUB(a, b) wasm_f32x4_sub((a), (b))
+#define V_MUL(a, b) wasm_f32x4_mul((a), (b))
+#define V_DIV(a, b) wasm_f32x4_div((a), (b))
+#define V_FMA(a, b, c) wasm_f32x4_add(wasm_f32x4_mul((a), (b)), (c))
+#define V_MIN(a, b) wasm_f32x4_min((a), (b))
+#define V_MAX(a, b) wasm_f32x4_max((a), (b))
+#define V_ABS(a) wasm_f32x4_abs(a)
+#define V_ROUND(a) wasm_f32x4_nearest(a)
+#define V_GT_SELECT(a, b, x, y) wasm_v128_bitselect((x), (y), wasm_f32x4_gt((a), (b)))
+MBI_FN v128_t MBI_T(v_pow2)(v128_t n) {
+    return wasm_i32x4_shl(wasm_i32x4_add(n, wasm_i32x4_splat(127)), 23);
+}
+MBI_FN v128_t MBI_T(v_scale2)(v128_t v, v128_t n) {
+    v128_t i = wasm_i32x4_trunc_sat_f32x4(n);
+    v128_t half = wasm_i32x4_shr(i, 1);
+    return V_MUL(V_MUL(v, MBI_T(v_pow2)(half)), MBI_T(v_pow2)(wasm_i32x4_sub(i, half)));
+}
+#define V_SCALE2(v, n) MBI_T(v_scale2)((v), (n))
+#define V_SCALE2_NEG(v, n) V_MUL((v), MBI_T(v_pow2)(wasm_i32x4_trunc_sat_f32x4(n)))
+#define V_LOAD_U32(p) wasm_v128_load(p)
+/* Halves in the low 16 bits of each lane to floats: shift into place, scale the exponent by 2^112
+ * (which also normalises subnormals), put infinities and NaNs back. */
+MBI_FN v128_t MBI_T(v_f16_bits)(v128_t u) {
+    v128_t sign = wasm_i32x4_shl(wasm_v128_and(u, wasm_i32x4_splat(0x8000)), 16);
+    v128_t rest = wasm_i32x4_shl(wasm_v128_and(u, wasm_i32x4_splat(0x7fff)), 13);
+    v128_t v = V_MUL(rest, wasm_f32x4_splat(5.192296858534828e33f));
+    v128_t special = wasm_i32x4_ge(rest, wasm_i32x4_splat(0x0f800000));
+    v = wasm_v128_or(v, wasm_v128_and(special, wasm_i32x4_splat(0x7f800000)));
+    return wasm_v128_or(v, sign);
+}
+#define V_LOAD_F16(p) MBI_T(v_f16_bits)(wasm_u32x4_load16x4(p))
+#define V_LOAD_F16_COL(p, i) MBI_T(v_f16_bits)(wasm_u32x4_shr(V_LOAD_U32(p), 16u * (unsigned)(i)))
+#define V_LOAD_BF16_COL(p, i)                                                                      \
+    ((i) == 0 ? wasm_i32x4_shl(V_LOAD_U32(p), 16)                                                  \
+              : wasm_v128_and(V_LOAD_U32(p), wasm_i32x4_splat((int)0xffff0000)))
+MBI_FN v128_t MBI_T(v_i8_col)(const unsigned char *p, int i) {
+    v128_t u = wasm_i32x4_shl(V_LOAD_U32(p), (unsigned)(24 - 8 * i));
+    return wasm_f32x4_convert_i32x4(wasm_i32x4_shr(u, 24));
+}
+#define V_LOAD_I8_COL(p, i) MBI_T(v_i8_col)((p), (i))
+MBI_FN v128_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
+    const signed char values[16] = {MBI_Q4_VALUES};
+    int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4;
+    v128_t u = wasm_u32x4_shr(V_LOAD_U32(p), (unsigned)shift);
+    u = wasm_i8x16_swizzle(wasm_v128_load(values), wasm_v128_and(u, wasm_i32x4_splat(15)));
+    return wasm_f32x4_convert_i32x4(wasm_i32x4_shr(wasm_i32x4_shl(u, 24), 24));
+}
+#define V_LOAD_Q4_COL(p, i) MBI_T(v_q4_col)((p), (i))
+#endif /* MBI_WASM */
+
+/* ------------------------------------------------------------------------------------------------
  * @@kernels   The mathematics of each kernel, once, in the vocabulary above              (private)
  * ---------------------------------------------------------------------------------------------- */
 /* exp(x): x = n*ln2 + r, |r| <= ln2/2, exp(r) = 1 + r + r^2 P(r) with P of
@@ -1785,6 +1912,10 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
 #define MBI_X(type, name, args) MBI_T(mbi_k_##name),
 #if MBI_PASS == MBI_SCALAR
 static const mamba_target mbi_target_scalar = {"scalar", -1, {MBI_KERNEL_LIST(MBI_X)}};
+#elif MBI_PASS == MBI_NEON
+static const mamba_target mbi_target_neon = {"neon", -1, {MBI_KERNEL_LIST(MBI_X)}};
+#elif MBI_PASS == MBI_WASM
+static const mamba_target mbi_target_wasm = {"wasm", -1, {MBI_KERNEL_LIST(MBI_X)}};
 #elif MBI_PASS == MBI_AVX2
 static const mamba_target mbi_target_avx2 = {"avx2", MBI_CPU_AVX2, {MBI_KERNEL_LIST(MBI_X)}};
 #elif MBI_PASS == MBI_AVX512
@@ -1797,6 +1928,8 @@ static const mamba_target mbi_target_avx512 = {"avx512", MBI_CPU_AVX512, {MBI_KE
 #undef MBI_FN
 #undef MBI_KERNEL
 #undef V_LANES
+#undef V_GROUP
+#undef V_SCALE2_NEG
 #undef vf
 #undef V_SET1
 #undef V_LOAD
