@@ -2680,6 +2680,9 @@ static mamba_status mbi_bytes_from_path(const char *path, int copy, const mamba_
     do {
         fd = open(path, MBI_OPEN_FLAGS);
     } while (fd < 0 && errno == EINTR);
+    if (fd < 0 && errno == EOVERFLOW) { /* beyond the reach of this build's off_t */
+        return mbi_fail(err, MAMBA_ERR_UNSUPPORTED, "file too large for this build", "file", 0);
+    }
     if (fd < 0) {
         return mbi_fail(err, MAMBA_ERR_IO,
                         errno == ENOENT   ? "no such file"
