@@ -275,6 +275,7 @@ typedef struct mamba_info {
     const char *target;     /* name of the target in use */
     char architecture[32];  /* "mamba", "falcon_mamba", "mamba2", … */
     char weight_type[16];   /* "f32", "f16", "bf16", "q8", "q4": type of the large matrices */
+    int32_t bos, eos, pad;  /* ids of the special tokens, -1 = none */
 } mamba_info;
 
 typedef struct mamba_layer_info {
@@ -6766,6 +6767,9 @@ MAMBA_API void mamba_model_info(const mamba_model *model, mamba_info *info) {
     info->state_bytes = (uint64_t)mbi_used_floats(model, 0) * sizeof(float);
     info->fingerprint = model->fingerprint;
     info->target = model->target->name;
+    info->bos = c->bos;
+    info->eos = c->eos;
+    info->pad = c->pad;
     memcpy(info->architecture, c->architecture, sizeof info->architecture);
     memcpy(info->weight_type, names[c->main_type], 8);
 }
