@@ -6534,6 +6534,20 @@ MAMBA_API const mamba_target *mamba_target_find(const char *name, size_t n_name)
     return NULL;
 }
 
+/* One line of two pieces to the log hook, if there is one.  Level 1: warning, 2: information. */
+static void mbi_log_line(const mamba_log *log, int level, const char *text, const char *more) {
+    char line[160];
+    mbi_writer w;
+    if (log->write) {
+        w.out = line;
+        w.cap = sizeof line;
+        w.n = 0;
+        mbi_write_text(&w, text);
+        mbi_write_text(&w, more);
+        log->write(log->user, level, line, mbi_min_size(w.n, sizeof line - 1));
+    }
+}
+
 /* The model around bytes that were obtained; takes them over, also on failure. */
 static mamba_status mbi_open_bytes(mbi_bytes *bytes, const mamba_config *cfg, const char *file,
                                    mamba_model **out, mamba_error *err) {
@@ -6570,6 +6584,7 @@ static mamba_status mbi_open_bytes(mbi_bytes *bytes, const mamba_config *cfg, co
         mamba_close(m);
         return status;
     }
+    mbi_log_line(&m->log, 2, "kernels: ", m->target->name);
     *out = m;
     return MAMBA_OK;
 }
@@ -6669,6 +6684,9 @@ MAMBA_API mamba_status mamba_open_memory(const void *data, uint64_t bytes, const
         return mbi_too_short(err, data ? bytes : 0);
     }
     if (((uintptr_t)data & 63u) != 0 || c.copy) {
+        if (!c.copy) {
+            mbi_log_line(&c.log, 1, "model in memory is not aligned to 64 bytes: ", "copied");
+        }
         status = mbi_bytes_alloc(&b, bytes, &c.memory, err);
         if (status) {
             return status;
