@@ -3439,9 +3439,9 @@ static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
     mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_matmul_task, &j);
 }
 
-/* y (blocked, rows of w) = bias + w x, or y += that. */
-static void mbi_linear(const mbi_ctx *ctx, const mbi_mat *w, const void *x, const float *bias,
-                       int add, float *y) {
+/* The product y (blocked, rows of w) = bias + w x, or y += that. */
+static mbi_gemm mbi_gemm_of(const mbi_ctx *ctx, const mbi_mat *w, const void *x, const float *bias,
+                            int add, float *y) {
     mbi_gemm g;
     memset(&g, 0, sizeof g);
     g.w = w;
@@ -3452,6 +3452,12 @@ static void mbi_linear(const mbi_ctx *ctx, const mbi_mat *w, const void *x, cons
     g.y = y;
     g.y_panel = (size_t)ctx->n_tokens * MBI_LANES;
     g.y_token = MBI_LANES;
+    return g;
+}
+
+static void mbi_linear(const mbi_ctx *ctx, const mbi_mat *w, const void *x, const float *bias,
+                       int add, float *y) {
+    mbi_gemm g = mbi_gemm_of(ctx, w, x, bias, add, y);
     mbi_matmul(ctx, &g);
 }
 
@@ -3540,17 +3546,24 @@ typedef struct mbi_mamba1_job {
     float *x, *z;         /* blocked (d_inner, T) */
     float *dt, *B, *C;    /* blocked (dt_rank, T), (d_state, T) */
     const void *dt_ready; /* dt prepared for dt_proj */
+    mbi_gemm in;          /* [x | z] = in_proj u */
     float *conv_state, *h;
     int n_tasks;
 } mbi_mamba1_job;
 
-static void mbi_mamba1_conv_task(void *arg, int i) {
+/* in_proj and convolution: a task takes the same channels of x and of z. */
+static void mbi_mamba1_in_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
     int n_tokens = j->ctx->n_tokens;
     int width = mbi_mamba1_width(m);
-    int b = mbi_split(width / MBI_LANES, j->n_tasks, i);
-    int end = mbi_split(width / MBI_LANES, j->n_tasks, i + 1);
+    int n_blocks = width / MBI_LANES;
+    int b = mbi_split(n_blocks, j->n_tasks, i);
+    int end = mbi_split(n_blocks, j->n_tasks, i + 1);
+    mbi_gemm g = j->in;
+    g.scratch = j->ctx->task_scratch + (size_t)i * j->ctx->task_bytes;
+    j->ctx->k->gemm(&g, b, end, 0, n_tokens);
+    j->ctx->k->gemm(&g, n_blocks + b, n_blocks + end, 0, n_tokens);
     for (; b < end; b++) {
         float *x = j->x + (size_t)b * (size_t)n_tokens * MBI_LANES;
         int c = b * MBI_LANES;
@@ -3618,9 +3631,10 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.h = state + (size_t)width * (size_t)(m->d_conv - 1);
     j.n_tasks = mbi_min_int(ctx->n_tasks, width / MBI_LANES);
 
-    mbi_linear(ctx, &m->in_proj,
-               mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps), m->in_bias, 0, j.x);
-    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba1_conv_task, &j);
+    j.in = mbi_gemm_of(ctx, &m->in_proj,
+                       mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps), m->in_bias,
+                       0, j.x);
+    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba1_in_task, &j);
     mbi_linear(ctx, &m->x_proj, mbi_prepare(ctx, m->x_proj.type, j.x, m->d_inner), NULL, 0, bcdt);
     if (m->norm_bcdt) {
         int T = ctx->n_tokens;
