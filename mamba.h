@@ -487,12 +487,12 @@ MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
 
 /* Ids of a text, without special tokens before or after it.  *n_ids: how many there are; at most
  * cap of them are written.  ids NULL: only count.  RANGE when cap is too small, with *n_ids = the
- * room needed; *n_ids <= n_text + 1 always.
+ * room needed: never more than n_text, with NFC or a space in front never more than 4 * n_text.
  * Any bytes are allowed.  Decoding the ids gives back the very bytes, except that a tokenizer with
  * NFC turns valid UTF-8 into its NFC form (unless MAMBA_NO_NORMALIZE; text that is not valid UTF-8
  * is never normalized), and that one may put a space in front or strip spaces around its added
- * tokens if its file says so.  Time O(n log n), memory up to 48 bytes per byte of the longest word
- * from the model's memory hook, freed before return.
+ * tokens if its file says so.  Time O(n log n), memory 32 bytes per byte of the longest word, and
+ * a copy of text that normalization changes, from the model's memory hook, freed before return.
  * Errors: ARG, RANGE, MEMORY, UNSUPPORTED (the vocabulary lacks a byte of the text).
  * Threads: any. */
 MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, size_t n_text,
@@ -2484,7 +2484,7 @@ static mamba_status mbi_tok_check_clusters(const mamba_tokenizer *t, mamba_error
  * same bytes. The bytes compared are limited, so that a small section cannot ask for much work. */
 static mamba_status mbi_tok_check_merges(const mamba_tokenizer *t, uint64_t bytes,
                                          mamba_error *err) {
-    uint64_t work = 0;
+    uint64_t compared = 0;
     uint32_t i;
     mamba_status status = mbi_tok_check_clusters(t, err);
     for (i = 0; i < t->n_slots && status == MAMBA_OK; i++) {
@@ -2506,9 +2506,9 @@ static mamba_status mbi_tok_check_merges(const mamba_tokenizer *t, uint64_t byte
             }
             p[k] = mbi_tok_bytes(t, id[k], &n[k]);
         }
-        work += n[2];
-        if (work > 4 * bytes) {
-            return mbi_tok_bad(t, slot, "tokenizer.merges", work, 0, 4 * bytes,
+        compared += n[2];
+        if (compared > 4 * bytes) {
+            return mbi_tok_bad(t, slot, "tokenizer.merges", compared, 0, 4 * bytes,
                                "tokens too long", err);
         }
         if ((uint64_t)n[0] + n[1] != n[2] || memcmp(p[0], p[2], n[0]) != 0
@@ -5139,8 +5139,8 @@ static mamba_status mbi_encode_room(mbi_encoder *e, mbi_block *block, size_t byt
     if (bytes <= block->bytes) {
         return MAMBA_OK;
     }
+    bytes = bytes > block->bytes + block->bytes / 2 ? bytes : block->bytes + block->bytes / 2;
     mbi_block_free(e, block);
-    bytes += bytes / 2;
     block->p = (unsigned char *)e->t->memory.alloc(e->t->memory.user, bytes, 64);
     block->bytes = block->p != NULL ? bytes : 0;
     if (block->p == NULL) {

@@ -72,15 +72,16 @@ TL_FN uint32_t voc_unmap(const voc_token *t, const short *byte_of, unsigned char
 {
     const unsigned char *p = (const unsigned char *)t->ptr, *end = p + t->len;
     uint32_t n = 0;
-    while (t->added == 0 && p < end) {
+    int mapped = t->added == 0;
+    while (mapped && p < end) {
         uint32_t cp;
         p += mbi_utf8_get(p, end, &cp);
-        if (cp >= 512 || byte_of[cp] < 0) {
-            break;
+        mapped = cp < 512 && byte_of[cp] >= 0;
+        if (mapped) {
+            out[n++] = (unsigned char)byte_of[cp];
         }
-        out[n++] = (unsigned char)byte_of[cp];
     }
-    if (p < end) {
+    if (!mapped) {
         memcpy(out, t->ptr, t->len);
         n = t->len;
     }
