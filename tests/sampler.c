@@ -173,9 +173,9 @@ TEST(min_p_and_frequencies)
         double expected = p[i] / sum * DRAWS;
         chi += (count[i] - expected) * (count[i] - expected) / expected;
     }
-    CHECK(chi < 16.3);                             /* 3 degrees of freedom: exceeded once in 1000 seeds */
+    CHECK(chi < 16.3);               /* 3 degrees of freedom: exceeded once in 1000 seeds */
     memset(count, 0, sizeof count);
-    s.min_p = 0.2f;                                /* exp(-1 / 0.7) = 0.24 stays, exp(-2 / 0.7) = 0.057 goes */
+    s.min_p = 0.2f;                  /* exp(-1 / 0.7) = 0.24 stays, exp(-2 / 0.7) = 0.057 goes */
     for (int i = 0; i < 20000; i++) {
         float logits[N];
         int32_t token = -1;
@@ -316,7 +316,8 @@ TEST(bad_logits)
                 CHECK_INT(mamba_sample(&s, logits, n, 0, &token, &err), MAMBA_ERR_NONFINITE);
                 CHECK_INT(err.status, MAMBA_ERR_NONFINITE);
                 CHECK_INT(token, -1);
-                CHECK(memcmp(&s, &before, sizeof s) == 0 && memcmp(logits, copy, n * sizeof *copy) == 0);
+                CHECK(memcmp(&s, &before, sizeof s) == 0);
+                CHECK(memcmp(logits, copy, n * sizeof *copy) == 0);
             }
         }
     }

@@ -1,14 +1,15 @@
-/*  text.c: the tokenizer: published cases, arbitrary bytes, oracles, bounded work, hostile sections and files.
+/*  text.c: the tokenizer: published cases, arbitrary bytes, oracles, bounded work, hostile sections
+ *  and files.
  *
- *  tests/golden/tokenizer holds the tokenizer of the tales models. The cases of GPT-NeoX need its tokenizer.json,
- *  which is not part of this repository: folder MAMBA_SHARED, default ../shared.
+ *  tests/golden/tokenizer holds the tokenizer of the tales models. The cases of GPT-NeoX need its
+ *  tokenizer.json, which is not part of this repository: folder MAMBA_SHARED, default ../shared.
  */
 static void *text_malloc(unsigned long bytes);
 static void *text_realloc(void *p, unsigned long bytes);
 static void text_free(void *p);
-#define TL_MALLOC(n)     text_malloc(n)
+#define TL_MALLOC(n) text_malloc(n)
 #define TL_REALLOC(p, n) text_realloc((p), (n))
-#define TL_FREE(p)       text_free(p)
+#define TL_FREE(p) text_free(p)
 #include "base.h"
 #include "json.h"
 
@@ -20,9 +21,9 @@ static uint64_t text_work;
 #include "vocab.h"
 #include "test.h"
 
-/* ---- memory that can fail, and counts -------------------------------------------------------------- */
+/* ---- memory that can fail, and counts ---- */
 
-static long fail_at = -1;              /* the allocation that fails, counted down; -1: none */
+static long fail_at = -1; /* the allocation that fails, counted down; -1: none */
 static long live_blocks, n_allocations;
 static size_t live_bytes, peak_bytes;
 
@@ -73,7 +74,7 @@ static void hook_free(void *user, void *p, size_t bytes)
 static const mamba_memory hooks = {hook_alloc, hook_free, NULL};
 static const voc_ids no_ids = {VOC_NONE, VOC_NONE, VOC_NONE};
 
-/* ---- random bytes ---------------------------------------------------------------------------------- */
+/* ---- random bytes ---- */
 
 static uint64_t rng = 12345;
 
@@ -86,10 +87,12 @@ static uint32_t random_below(uint32_t n)
 /* Characters where something happens: case, class, NFC, contractions. */
 static uint32_t random_cp(void)
 {
-    static const uint32_t interesting[] = {' ', ' ', ' ', '\n', '\t', '\r', '\'', 's', 't', 'r', 'e', 'v', 'l', 'L',
-        'm', 'd', 'a', 'Z', '0', '9', '.', '<', '|', 0, 0xA0, 0x85, 0x2003, 0x3000, 0x200B, 0x301, 0x316, 0x327,
-        0x345, 0x1100, 0x1161, 0x11A8, 0xAC00, 0xAC01, 0xE9, 0x212B, 0xF900, 0x2F800, 0xBD, 0x2167, 0x660, 0x4E00,
-        0x1F600, 0x10FFFF, 0x958, 0x344, 0x1E9B, 0x323, 0xFEFF};
+    static const uint32_t interesting[] = {
+        ' ',    ' ',    ' ',     '\n',     '\t',   '\r',   '\'',   's',    't',     'r',   'e',
+        'v',    'l',    'L',     'm',      'd',    'a',    'Z',    '0',    '9',     '.',   '<',
+        '|',    0,      0xA0,    0x85,     0x2003, 0x3000, 0x200B, 0x301,  0x316,   0x327, 0x345,
+        0x1100, 0x1161, 0x11A8,  0xAC00,   0xAC01, 0xE9,   0x212B, 0xF900, 0x2F800, 0xBD,  0x2167,
+        0x660,  0x4E00, 0x1F600, 0x10FFFF, 0x958,  0x344,  0x1E9B, 0x323,  0xFEFF};
     uint32_t cp;
     if (random_below(4) != 0) {
         return interesting[random_below(sizeof interesting / sizeof interesting[0])];
@@ -119,7 +122,7 @@ static size_t random_text(unsigned char *out, size_t cap, int kind)
     return at;
 }
 
-/* ---- tokenizers ------------------------------------------------------------------------------------ */
+/* ---- tokenizers ---- */
 
 typedef struct {
     mamba_tokenizer t;
@@ -160,12 +163,12 @@ static const char tales_json[] = "tests/golden/tokenizer/tales.tokenizer.json";
 
 /* The parts of a small tokenizer.json; NULL takes the default. */
 typedef struct {
-    const char *top;             /* before "model", with a comma behind: added_tokens, … */
+    const char *top; /* before "model", with a comma behind: added_tokens, … */
     const char *normalizer, *pre, *post, *decoder;
-    const char *options;         /* of the model, with a comma behind */
-    const char *vocab;           /* more tokens, with a comma in front; ids from 256 on */
+    const char *options; /* of the model, with a comma behind */
+    const char *vocab;   /* more tokens, with a comma in front; ids from 256 on */
     const char *merges;
-    int without;                 /* 1 + a byte that the vocabulary lacks */
+    int without; /* 1 + a byte that the vocabulary lacks */
 } recipe;
 
 static char small_text[200000];
@@ -179,15 +182,18 @@ static size_t small_json(const recipe *r)
     p += sprintf(p, "\"pre_tokenizer\":%s,",
                  r->pre != NULL ? r->pre : "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}");
     p += sprintf(p, "\"post_processor\":%s,", r->post != NULL ? r->post : "null");
-    p += sprintf(p, "\"decoder\":%s,", r->decoder != NULL ? r->decoder : "{\"type\":\"ByteLevel\"}");
-    p += sprintf(p, "\"model\":{\"type\":\"BPE\",%s\"vocab\":{", r->options != NULL ? r->options : "");
+    p +=
+        sprintf(p, "\"decoder\":%s,", r->decoder != NULL ? r->decoder : "{\"type\":\"ByteLevel\"}");
+    p += sprintf(p, "\"model\":{\"type\":\"BPE\",%s\"vocab\":{",
+                 r->options != NULL ? r->options : "");
     for (unsigned b = 0; b < 256; b++) {
         if ((int)b + 1 != r->without) {
             p += sprintf(p, "%s\"\\u%04x\":%u", comma, voc_alphabet(b), b);
             comma = ",";
         }
     }
-    p += sprintf(p, "%s},\"merges\":[%s]}}", r->vocab != NULL ? r->vocab : "", r->merges != NULL ? r->merges : "");
+    p += sprintf(p, "%s},\"merges\":[%s]}}", r->vocab != NULL ? r->vocab : "",
+                 r->merges != NULL ? r->merges : "");
     return (size_t)(p - small_text);
 }
 
@@ -216,8 +222,8 @@ static int small_open(const recipe *r, owned *o)
 }
 
 /* Encodes and compares with expected ids, -1 behind the last. */
-static void check_ids(const mamba_tokenizer *t, const char *text, size_t n_text, unsigned flags, const int *expected,
-                      int line)
+static void check_ids(const mamba_tokenizer *t, const char *text, size_t n_text, unsigned flags,
+                      const int *expected, int line)
 {
     int32_t ids[4000];
     size_t n = 0, i = 0;
@@ -236,14 +242,15 @@ static void check_ids(const mamba_tokenizer *t, const char *text, size_t n_text,
         printf("\n");
     }
 }
-#define IDS(t, text, flags, ...)                                                             \
-    do {                                                                                     \
-        static const int expected_ids[] = {__VA_ARGS__, -1};                                 \
-        check_ids((t), (text), sizeof(text) - 1, (flags), expected_ids, __LINE__);           \
+#define IDS(t, text, flags, ...)                                                                   \
+    do {                                                                                           \
+        static const int expected_ids[] = {__VA_ARGS__, -1};                                       \
+        check_ids((t), (text), sizeof(text) - 1, (flags), expected_ids, __LINE__);                 \
     } while (0)
 
 /* decode(encode(x)) == x, and what the streaming decoder gives is the same. */
-static int round_trip(const mamba_tokenizer *t, const unsigned char *text, size_t n, unsigned flags, int stream)
+static int round_trip(const mamba_tokenizer *t, const unsigned char *text, size_t n, unsigned flags,
+                      int stream)
 {
     static int32_t ids[5000];
     static char out[5000 * 64];
@@ -251,27 +258,29 @@ static int round_trip(const mamba_tokenizer *t, const unsigned char *text, size_
     size_t n_ids = 0, n_out = 0, n_count = 0, at = 0, n_piece;
     mamba_utf8_stream s;
     if (mamba_encode(t, (const char *)text, n, flags, ids, 5000, &n_ids, NULL) != MAMBA_OK
-        || mamba_encode(t, (const char *)text, n, flags, NULL, 0, &n_count, NULL) != MAMBA_OK || n_count != n_ids
+        || mamba_encode(t, (const char *)text, n, flags, NULL, 0, &n_count, NULL) != MAMBA_OK
+        || n_count != n_ids
         || mamba_decode(t, ids, n_ids, out, sizeof out, &n_out, NULL) != MAMBA_OK || n_out != n
         || memcmp(out, text, n) != 0) {
         return 0;
     }
     memset(&s, 0, sizeof s);
     for (size_t i = 0; stream && i <= n_ids; i++) {
-        mamba_status status = i < n_ids ? mamba_stream_decode(t, &s, ids[i], piece, sizeof piece, &n_piece, NULL)
-                                        : mamba_stream_flush(&s, piece, sizeof piece, &n_piece, NULL);
+        mamba_status status =
+            i < n_ids ? mamba_stream_decode(t, &s, ids[i], piece, sizeof piece, &n_piece, NULL)
+                      : mamba_stream_flush(&s, piece, sizeof piece, &n_piece, NULL);
         if (status != MAMBA_OK || n_piece > n - at || memcmp(piece, text + at, n_piece) != 0) {
             return 0;
         }
         at += n_piece;
         if (i < n_ids && mbi_utf8_open(text, at) != 0 && mbi_utf8_valid(text, text + n)) {
-            return 0;                                /* half a character went out */
+            return 0; /* half a character went out */
         }
     }
     return !stream || at == n;
 }
 
-/* ---- published cases ------------------------------------------------------------------------------- */
+/* ---- published cases ---- */
 
 static void run_cases(const char *tokenizer, const char *cases)
 {
@@ -289,7 +298,9 @@ static void run_cases(const char *tokenizer, const char *cases)
         int32_t ids[4096];
         char out[65536];
         size_t n_ids = 0, n_out = 0;
-        CHECK_INT(mamba_encode(&o.t, text.ptr, text.len, MAMBA_PARSE_SPECIAL, ids, 4096, &n_ids, NULL), MAMBA_OK);
+        CHECK_INT(
+            mamba_encode(&o.t, text.ptr, text.len, MAMBA_PARSE_SPECIAL, ids, 4096, &n_ids, NULL),
+            MAMBA_OK);
         CHECK_INT(n_ids, json_count(&doc, list));
         for (size_t i = 0; i < n_ids && item != JSON_NONE; i++, item = json_next(&doc, item)) {
             uint64_t id = 0;
@@ -298,9 +309,11 @@ static void run_cases(const char *tokenizer, const char *cases)
         }
         CHECK_INT(mamba_decode(&o.t, ids, n_ids, out, sizeof out, &n_out, NULL), MAMBA_OK);
         CHECK(n_out == decoded.len && memcmp(out, decoded.ptr, n_out) == 0);
-        CHECK(round_trip(&o.t, (const unsigned char *)text.ptr, text.len, MAMBA_PARSE_SPECIAL | MAMBA_NO_NORMALIZE, 1));
+        CHECK(round_trip(&o.t, (const unsigned char *)text.ptr, text.len,
+                         MAMBA_PARSE_SPECIAL | MAMBA_NO_NORMALIZE, 1));
         CHECK(round_trip(&o.t, (const unsigned char *)text.ptr, text.len, MAMBA_NO_NORMALIZE, 1));
-        CHECK(round_trip(&o.t, (const unsigned char *)decoded.ptr, decoded.len, MAMBA_PARSE_SPECIAL, 1));
+        CHECK(round_trip(&o.t, (const unsigned char *)decoded.ptr, decoded.len, MAMBA_PARSE_SPECIAL,
+                         1));
         n++;
     }
     CHECK_INT(n, 155);
@@ -355,13 +368,20 @@ TEST(special_tokens_only_on_request)
     owned_free(&o);
 }
 
-/* ---- any bytes ------------------------------------------------------------------------------------- */
+/* ---- any bytes ---- */
 
 TEST(any_bytes_come_back)
 {
-    static const recipe merging = {NULL, "{\"type\":\"NFC\"}", NULL, NULL, NULL, NULL,
+    static const recipe merging = {
+        NULL,
+        "{\"type\":\"NFC\"}",
+        NULL,
+        NULL,
+        NULL,
+        NULL,
         ",\"th\":256,\"\\u0120t\":257,\"\\u0120the\":258,\"he\":259,\"\\u00e9\\u00a9\":260",
-        "\"t h\",[\"\\u0120\",\"t\"],\"h e\",[\"\\u0120t\",\"he\"],\"\\u00e9 \\u00a9\"", 0};
+        "\"t h\",[\"\\u0120\",\"t\"],\"h e\",[\"\\u0120t\",\"he\"],\"\\u00e9 \\u00a9\"",
+        0};
     owned o[3];
     unsigned char text[400];
     tl_error err;
@@ -377,14 +397,14 @@ TEST(any_bytes_come_back)
         CHECK(round_trip(t, text, n, MAMBA_NO_NORMALIZE, 1));
         CHECK(round_trip(t, text, n, MAMBA_NO_NORMALIZE | MAMBA_PARSE_SPECIAL, 1));
         if (!mbi_utf8_valid(text, text + n) || i % 3 == 2) {
-            CHECK(round_trip(t, text, n, 0, 1));     /* what is not UTF-8 is never normalized */
+            CHECK(round_trip(t, text, n, 0, 1)); /* what is not UTF-8 is never normalized */
         } else {
             int32_t ids[500], again[500];
             char out[2000];
             size_t n_ids = 0, n_out = 0, n_again = 0;
             CHECK_INT(mamba_encode(t, (const char *)text, n, 0, ids, 500, &n_ids, NULL), MAMBA_OK);
             CHECK_INT(mamba_decode(t, ids, n_ids, out, sizeof out, &n_out, NULL), MAMBA_OK);
-            CHECK(round_trip(t, (const unsigned char *)out, n_out, 0, 1));   /* NFC is stable */
+            CHECK(round_trip(t, (const unsigned char *)out, n_out, 0, 1)); /* NFC is stable */
             CHECK_INT(mamba_encode(t, out, n_out, 0, again, 500, &n_again, NULL), MAMBA_OK);
             CHECK(n_again == n_ids && memcmp(ids, again, n_ids * sizeof *ids) == 0);
         }
@@ -398,8 +418,10 @@ TEST(any_bytes_come_back)
     CHECK_INT(live_blocks, 0);
 }
 
-/* Byte pair encoding by its definition: look at all pairs, merge the first of the lowest rank, again. */
-static size_t bpe_by_definition(const mamba_tokenizer *t, const unsigned char *p, size_t n, int32_t *ids)
+/* Byte pair encoding by its definition: look at all pairs, merge the first of the lowest rank,
+ * again. */
+static size_t bpe_by_definition(const mamba_tokenizer *t, const unsigned char *p, size_t n,
+                                int32_t *ids)
 {
     for (size_t i = 0; i < n; i++) {
         ids[i] = (int32_t)mbi_load_u32(t->byte_ids + 4 * (size_t)p[i]);
@@ -438,7 +460,7 @@ TEST(merges_by_definition)
         e.t = &o.t;
         e.ids = ids;
         e.cap = 600;
-        if (n <= MBI_BPE_SHORT) {                        /* both ways for every length both can do */
+        if (n <= MBI_BPE_SHORT) { /* both ways for every length both can do */
             CHECK_INT(mbi_bpe_short(&e, text, n), MAMBA_OK);
             n_ids = e.n;
             CHECK(n_ids == n_expected && memcmp(ids, expected, n_ids * sizeof *ids) == 0);
@@ -454,7 +476,7 @@ TEST(merges_by_definition)
     owned_free(&o);
 }
 
-/* ---- splitting ------------------------------------------------------------------------------------- */
+/* ---- splitting ---- */
 
 static unsigned class_of(uint32_t cp)
 {
@@ -462,7 +484,8 @@ static unsigned class_of(uint32_t cp)
     return mbi_uc_class(&k, cp) & MBI_UC_KIND;
 }
 
-/* The pattern, alternative by alternative, with the longest match of each and one step back for (?!\S). */
+/* The pattern, alternative by alternative, with the longest match of each and one step back for
+ * (?!\S). */
 static size_t split_by_definition(const uint32_t *c, size_t n)
 {
     static const char *const words[] = {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"};
@@ -503,7 +526,7 @@ TEST(split_by_the_pattern)
             at += (size_t)mbi_utf8_get(text + at, text + n, &cps[n_cp++]);
         }
         offsets[n_cp] = n;
-        for (at = 0; at < n_cp; ) {
+        for (at = 0; at < n_cp;) {
             const unsigned char *end = mbi_split_gpt2(&e, text + offsets[at], text + n);
             at += split_by_definition(cps + at, n_cp - at);
             CHECK(end == text + offsets[at]);
@@ -524,7 +547,7 @@ TEST(split_by_the_pattern)
     CHECK_INT(class_of(MBI_UC_BAD), MBI_UC_OTHER);
 }
 
-/* ---- NFC ------------------------------------------------------------------------------------------- */
+/* ---- NFC ---- */
 
 static int nfc_is(const uint32_t *in, size_t n_in, const uint32_t *out, size_t n_out)
 {
@@ -550,7 +573,8 @@ static int nfc_is(const uint32_t *in, size_t n_in, const uint32_t *out, size_t n
     }
     mbi_encode_end(&e);
     same = status == MAMBA_OK && n == n_again && n == n_b && memcmp(got, b, n) == 0;
-    return same && (mbi_nfc_needed(&e.cursor, a, a + n_a) || (n_a == n_b && memcmp(a, b, n_a) == 0));
+    return same
+           && (mbi_nfc_needed(&e.cursor, a, a + n_a) || (n_a == n_b && memcmp(a, b, n_a) == 0));
 }
 
 TEST(nfc_samples)
@@ -558,19 +582,26 @@ TEST(nfc_samples)
     static const struct {
         uint32_t in[8], out[8];
     } cases[] = {
-        {{0x65, 0x301}, {0xE9}},                              /* composes */
-        {{0x1E0A, 0x323}, {0x1E0C, 0x307}},                   /* reorders, then composes otherwise */
-        {{0x958}, {0x915, 0x93C}},                            /* excluded from composition */
-        {{0x344}, {0x308, 0x301}},                            /* non-starter decomposition */
-        {{0x212B}, {0xC5}},                                   /* singleton that composes again */
-        {{0xF900}, {0x8C48}}, {{0x2F800}, {0x4E3D}}, {{0x2FA1D}, {0x2A600}}, {{0xFA0E}, {0xFA0E}},
-        {{0x1100, 0x1161, 0x11A8}, {0xAC01}}, {{0xAC00, 0x11A8}, {0xAC01}}, {{0xAC01, 0x11A8}, {0xAC01, 0x11A8}},
-        {{0x1100, 0x301, 0x1161}, {0x1100, 0x301, 0x1161}},   /* blocked */
+        {{0x65, 0x301}, {0xE9}},            /* composes */
+        {{0x1E0A, 0x323}, {0x1E0C, 0x307}}, /* reorders, then composes otherwise */
+        {{0x958}, {0x915, 0x93C}},          /* excluded from composition */
+        {{0x344}, {0x308, 0x301}},          /* non-starter decomposition */
+        {{0x212B}, {0xC5}},                 /* singleton that composes again */
+        {{0xF900}, {0x8C48}},
+        {{0x2F800}, {0x4E3D}},
+        {{0x2FA1D}, {0x2A600}},
+        {{0xFA0E}, {0xFA0E}},
+        {{0x1100, 0x1161, 0x11A8}, {0xAC01}},
+        {{0xAC00, 0x11A8}, {0xAC01}},
+        {{0xAC01, 0x11A8}, {0xAC01, 0x11A8}},
+        {{0x1100, 0x301, 0x1161}, {0x1100, 0x301, 0x1161}}, /* blocked */
         {{0x61, 0x5AE, 0x300, 0x315, 0x62}, {0xE0, 0x5AE, 0x315, 0x62}},
-        {{0x301, 0x65}, {0x301, 0x65}},                       /* nothing before it */
-        {{0x9C7, 0x9D7}, {0x9CC}},                            /* second half is a starter */
-        {{0x110A5, 0x110BA}, {0x110AB}}, {{0x3D, 0x338}, {0x2260}},
-        {{0x1FED, 0x301}, {0x1FED, 0x301}}, {{0x387}, {0xB7}},
+        {{0x301, 0x65}, {0x301, 0x65}}, /* nothing before it */
+        {{0x9C7, 0x9D7}, {0x9CC}},      /* second half is a starter */
+        {{0x110A5, 0x110BA}, {0x110AB}},
+        {{0x3D, 0x338}, {0x2260}},
+        {{0x1FED, 0x301}, {0x1FED, 0x301}},
+        {{0x387}, {0xB7}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         size_t n_in = 0, n_out = 0;
@@ -608,7 +639,7 @@ TEST(nfc_conformance)
             continue;
         }
         for (; parts < 5; parts++) {
-            for (n[parts] = 0; *p != ';' && *p != 0 && n[parts] < 40; ) {
+            for (n[parts] = 0; *p != ';' && *p != 0 && n[parts] < 40;) {
                 char *end;
                 unsigned long cp = strtoul(p, &end, 16);
                 if (end == p) {
@@ -623,7 +654,8 @@ TEST(nfc_conformance)
         }
         CHECK_INT(parts, 5);
         CHECK(nfc_is(column[0], n[0], column[1], n[1]) && nfc_is(column[1], n[1], column[1], n[1])
-              && nfc_is(column[2], n[2], column[1], n[1]) && nfc_is(column[3], n[3], column[3], n[3])
+              && nfc_is(column[2], n[2], column[1], n[1])
+              && nfc_is(column[3], n[3], column[3], n[3])
               && nfc_is(column[4], n[4], column[3], n[3]));
         lines++;
     }
@@ -634,10 +666,11 @@ TEST(nfc_conformance)
     CHECK(lines > 18000);
 }
 
-/* ---- bounded work ---------------------------------------------------------------------------------- */
+/* ---- bounded work ---- */
 
 /* Steps of encoding n bytes of a pattern; checks the memory bound and that all is given back. */
-static uint64_t steps(const mamba_tokenizer *t, const char *pattern, size_t n_pattern, size_t n, int line)
+static uint64_t steps(const mamba_tokenizer *t, const char *pattern, size_t n_pattern, size_t n,
+                      int line)
 {
     char *text = (char *)malloc(n);
     size_t n_ids = 0;
@@ -650,7 +683,8 @@ static uint64_t steps(const mamba_tokenizer *t, const char *pattern, size_t n_pa
     }
     text_work = 0;
     peak_bytes = 0;
-    if (mamba_encode(t, text, n, 0, NULL, 0, &n_ids, NULL) != MAMBA_OK || n_ids == 0 || n_ids > n + 1) {
+    if (mamba_encode(t, text, n, 0, NULL, 0, &n_ids, NULL) != MAMBA_OK || n_ids == 0
+        || n_ids > n + 1) {
         test_fail(__FILE__, line, "does not encode");
     }
     if (live_bytes != 0 || peak_bytes > 36 * n) {
@@ -665,13 +699,27 @@ TEST(work_is_n_log_n)
     static const struct {
         const char *text;
         size_t n;
-    } patterns[] = {{"a", 1}, {" ", 1}, {"\n", 1}, {"\xCC\x81", 2}, {"\xCC\x81\xCC\x96", 4}, {"'", 1}, {"", 0},
-        {"the", 3}, {"\xE3\x80\x80", 3}, {"<|endoftext|", 12}, {"\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", 9},
-        {"\xFF", 1}, {" \t", 2}, {"e\xCC\x81", 3}, {"0", 1}, {"<", 1}, {"-=", 2}};
+    } patterns[] = {{"a", 1},
+                    {" ", 1},
+                    {"\n", 1},
+                    {"\xCC\x81", 2},
+                    {"\xCC\x81\xCC\x96", 4},
+                    {"'", 1},
+                    {"", 0},
+                    {"the", 3},
+                    {"\xE3\x80\x80", 3},
+                    {"<|endoftext|", 12},
+                    {"\xE1\x84\x80\xE1\x85\xA1\xE1\x86\xA8", 9},
+                    {"\xFF", 1},
+                    {" \t", 2},
+                    {"e\xCC\x81", 3},
+                    {"0", 1},
+                    {"<", 1},
+                    {"-=", 2}};
     owned o;
     REQUIRE(owned_read(&o, tales_json));
     for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
-        size_t small = (size_t)9 << 13, large = (size_t)9 << 17;       /* 1.2 MB */
+        size_t small = (size_t)9 << 13, large = (size_t)9 << 17; /* 1.2 MB */
         long blocks = live_blocks;
         uint64_t a = steps(&o.t, patterns[i].text, patterns[i].n, small, __LINE__);
         uint64_t b = steps(&o.t, patterns[i].text, patterns[i].n, large, __LINE__);
@@ -682,20 +730,31 @@ TEST(work_is_n_log_n)
     owned_free(&o);
 }
 
-/* ---- streams and arguments ------------------------------------------------------------------------- */
+/* ---- streams and arguments ---- */
 
 TEST(streams_give_whole_characters)
 {
     static const struct {
         const char *bytes;
         size_t n;
-        const char *emitted;     /* bytes written after each byte fed */
+        const char *emitted; /* bytes written after each byte fed */
     } cases[] = {
-        {"\xE2\x82\xAC", 3, "003"}, {"\xF0\x9F\x98\x80", 4, "0004"}, {"\xC3\xA9", 2, "02"},
-        {"\xE2\x41", 2, "02"}, {"\xE2\x82\x41", 3, "003"}, {"\xF0\x9F\x98\x41", 4, "0004"},
-        {"\x80", 1, "1"}, {"\xFF\xC3", 2, "10"}, {"\xC0\x80", 2, "11"}, {"\xE0\x80", 2, "02"},
-        {"\xED\xA0", 2, "02"}, {"\xF4\x90", 2, "02"}, {"\xE2\xE2\x82\xAC", 4, "0103"}, {"\xF5", 1, "1"},
-        {"\xC3\xC3\xA9", 3, "012"}, {"\xF0\x90\x80", 3, "000"},
+        {"\xE2\x82\xAC", 3, "003"},
+        {"\xF0\x9F\x98\x80", 4, "0004"},
+        {"\xC3\xA9", 2, "02"},
+        {"\xE2\x41", 2, "02"},
+        {"\xE2\x82\x41", 3, "003"},
+        {"\xF0\x9F\x98\x41", 4, "0004"},
+        {"\x80", 1, "1"},
+        {"\xFF\xC3", 2, "10"},
+        {"\xC0\x80", 2, "11"},
+        {"\xE0\x80", 2, "02"},
+        {"\xED\xA0", 2, "02"},
+        {"\xF4\x90", 2, "02"},
+        {"\xE2\xE2\x82\xAC", 4, "0103"},
+        {"\xF5", 1, "1"},
+        {"\xC3\xC3\xA9", 3, "012"},
+        {"\xF0\x90\x80", 3, "000"},
     };
     owned o;
     tl_error err;
@@ -708,7 +767,8 @@ TEST(streams_give_whole_characters)
         size_t n = 0, at = 0;
         memset(&s, 0, sizeof s);
         for (size_t k = 0; k < cases[i].n; k++) {
-            CHECK_INT(mamba_stream_decode(&o.t, &s, (unsigned char)cases[i].bytes[k], out, sizeof out, &n, NULL),
+            CHECK_INT(mamba_stream_decode(&o.t, &s, (unsigned char)cases[i].bytes[k], out,
+                                          sizeof out, &n, NULL),
                       MAMBA_OK);
             CHECK_INT(n, cases[i].emitted[k] - '0');
             memcpy(all + at, out, n);
@@ -772,7 +832,7 @@ TEST(arguments)
     CHECK_INT(mamba_decode(&o.t, ids, 2, NULL, 0, &n, &err), MAMBA_OK);
     CHECK_INT(n, 4);
     for (int i = 0; i < 4; i++) {
-        static const int32_t values[] = {-1, 301, INT32_MAX, 260};     /* 260: a gap */
+        static const int32_t values[] = {-1, 301, INT32_MAX, 260}; /* 260: a gap */
         bad[1] = values[i];
         CHECK_INT(mamba_decode(&o.t, bad, 3, out, 8, &n, &err), MAMBA_ERR_ARG);
         CHECK_INT(n, 0);
@@ -790,11 +850,12 @@ TEST(arguments)
     owned_free(&o);
 }
 
-/* ---- options of tokenizer.json ---------------------------------------------------------------------- */
+/* ---- options of tokenizer.json ---- */
 
 TEST(added_tokens)
 {
-    static const recipe r = {"\"added_tokens\":["
+    static const recipe r = {
+        "\"added_tokens\":["
         "{\"id\":256,\"content\":\"<a>\",\"special\":true,\"normalized\":false},"
         "{\"id\":257,\"content\":\"<a><b>\",\"special\":false,\"normalized\":false},"
         "{\"id\":258,\"content\":\"<l>\",\"special\":false,\"normalized\":false,\"lstrip\":true},"
@@ -804,33 +865,57 @@ TEST(added_tokens)
         "{\"id\":262,\"content\":\"\\u00e9x\",\"special\":false,\"normalized\":true},"
         "{\"id\":263,\"content\":\"e\\u0301y\",\"special\":false,\"normalized\":false},"
         "{\"id\":264,\"content\":\"a<\",\"special\":false,\"normalized\":false}],",
-        "{\"type\":\"NFC\"}", NULL, NULL, NULL, NULL, NULL, NULL, 0};
+        "{\"type\":\"NFC\"}",
+        NULL,
+        NULL,
+        NULL,
+        NULL,
+        NULL,
+        NULL,
+        0};
     owned o;
     REQUIRE(small_open(&r, &o));
     IDS(&o.t, "<a>", MAMBA_PARSE_SPECIAL, 256);
     IDS(&o.t, "<a>", 0, '<', 'a', '>');
-    IDS(&o.t, "<a><b>", MAMBA_PARSE_SPECIAL, 257);           /* the longest */
+    IDS(&o.t, "<a><b>", MAMBA_PARSE_SPECIAL, 257); /* the longest */
     IDS(&o.t, "<a><b>", 0, 257);
     IDS(&o.t, "<a><a><b", MAMBA_PARSE_SPECIAL, 256, 256, '<', 'b');
     IDS(&o.t, "aaaaaaa", 0, 261, 260, 'a');
-    IDS(&o.t, "a<a>", MAMBA_PARSE_SPECIAL, 264, 'a', '>');   /* leftmost before longest */
+    IDS(&o.t, "a<a>", MAMBA_PARSE_SPECIAL, 264, 'a', '>'); /* leftmost before longest */
     IDS(&o.t, "x \xE3\x80\x80\n<l> y", 0, 'x', 258, ' ', 'y');
     IDS(&o.t, " <l>", 0, 258);
     IDS(&o.t, "x <r> \t y", 0, 'x', ' ', 259, 'y');
     IDS(&o.t, "<r>  <l>  z", 0, 259, 258, ' ', ' ', 'z');
-    IDS(&o.t, "e\xCC\x81x", 0, 262);                         /* found in the normalized text */
+    IDS(&o.t, "e\xCC\x81x", 0, 262); /* found in the normalized text */
     IDS(&o.t, "e\xCC\x81x", MAMBA_NO_NORMALIZE, 'e', 0xCC, 0x81, 'x');
-    IDS(&o.t, "e\xCC\x81y", 0, 263);                         /* found in the text as given */
+    IDS(&o.t, "e\xCC\x81y", 0, 263); /* found in the text as given */
     IDS(&o.t, "\xC3\xA9y", 0, 0xC3, 0xA9, 'y');
     owned_free(&o);
 }
 
 TEST(prefix_space_and_no_pattern)
 {
-    static const recipe prefix = {"\"added_tokens\":[{\"id\":300,\"content\":\"<x>\",\"special\":false,\"normalized\":"
-        "false}],", NULL, "{\"type\":\"ByteLevel\"}", NULL, NULL, NULL, ",\"\\u0120a\":256", "\"\\u0120 a\"", 0};
-    static const recipe whole = {NULL, NULL, "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}",
-        NULL, NULL, NULL, ",\"b\\u0120a\":257,\"b\\u0120\":256", "\"b \\u0120\",\"b\\u0120 a\"", 0};
+    static const recipe prefix = {
+        "\"added_tokens\":[{\"id\":300,\"content\":\"<x>\",\"special\":false,\"normalized\":"
+        "false}],",
+        NULL,
+        "{\"type\":\"ByteLevel\"}",
+        NULL,
+        NULL,
+        NULL,
+        ",\"\\u0120a\":256",
+        "\"\\u0120 a\"",
+        0};
+    static const recipe whole = {
+        NULL,
+        NULL,
+        "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}",
+        NULL,
+        NULL,
+        NULL,
+        ",\"b\\u0120a\":257,\"b\\u0120\":256",
+        "\"b \\u0120\",\"b\\u0120 a\"",
+        0};
     owned o;
     REQUIRE(small_open(&prefix, &o));
     IDS(&o.t, "a", 0, 256);
@@ -859,7 +944,7 @@ TEST(missing_bytes_are_errors)
     memset(longer, 'a', sizeof longer);
     longer[99] = 'x';
     CHECK_INT(mamba_encode(&o.t, longer, 100, 0, ids, 100, &n, &err), MAMBA_ERR_UNSUPPORTED);
-    CHECK_INT(live_blocks, 1);                        /* the section */
+    CHECK_INT(live_blocks, 1); /* the section */
     owned_free(&o);
 }
 
@@ -871,25 +956,47 @@ TEST(conversion_refuses_what_it_does_not_know)
         tl_status status;
         const char *message;
     } cases[] = {
-        {{.normalizer = "{\"type\":\"NFKC\"}"}, TL_ERR_UNSUPPORTED, "normalizer.type: found \"NFKC\""},
+        {{.normalizer = "{\"type\":\"NFKC\"}"},
+         TL_ERR_UNSUPPORTED,
+         "normalizer.type: found \"NFKC\""},
         {{.normalizer = "{\"type\":\"NFC\",\"x\":1}"}, TL_ERR_UNSUPPORTED, "unknown option \"x\""},
-        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"NFC\"}]}"},
-            TL_ERR_UNSUPPORTED, "normalizer: found an array of 2"},
+        {{.normalizer =
+              "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"NFC\"}]}"},
+         TL_ERR_UNSUPPORTED,
+         "normalizer: found an array of 2"},
         {{.normalizer = "\"NFC\""}, TL_ERR_UNSUPPORTED, "normalizer: found \"NFC\""},
         {{.pre = "null"}, TL_ERR_UNSUPPORTED, "pre_tokenizer.type: found nothing"},
-        {{.pre = "{\"type\":\"Whitespace\"}"}, TL_ERR_UNSUPPORTED, "pre_tokenizer.type: found \"Whitespace\""},
-        {{.pre = "{\"type\":\"ByteLevel\",\"use_regex\":1}"}, TL_ERR_UNSUPPORTED, "use_regex: found 1"},
-        {{.pre = "{\"type\":\"ByteLevel\",\"new\":true}"}, TL_ERR_UNSUPPORTED, "unknown option \"new\""},
+        {{.pre = "{\"type\":\"Whitespace\"}"},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.type: found \"Whitespace\""},
+        {{.pre = "{\"type\":\"ByteLevel\",\"use_regex\":1}"},
+         TL_ERR_UNSUPPORTED,
+         "use_regex: found 1"},
+        {{.pre = "{\"type\":\"ByteLevel\",\"new\":true}"},
+         TL_ERR_UNSUPPORTED,
+         "unknown option \"new\""},
         {{.decoder = "null"}, TL_ERR_UNSUPPORTED, "decoder.type: found nothing"},
-        {{.decoder = "{\"type\":\"WordPiece\"}"}, TL_ERR_UNSUPPORTED, "decoder.type: found \"WordPiece\""},
+        {{.decoder = "{\"type\":\"WordPiece\"}"},
+         TL_ERR_UNSUPPORTED,
+         "decoder.type: found \"WordPiece\""},
         {{.post = "{\"type\":\"BertProcessing\"}"}, TL_ERR_UNSUPPORTED, "post_processor.type"},
         {{.options = "\"dropout\":0.1,"}, TL_ERR_UNSUPPORTED, "model.dropout: found 0.1"},
-        {{.options = "\"byte_fallback\":true,"}, TL_ERR_UNSUPPORTED, "model.byte_fallback: found true"},
-        {{.options = "\"ignore_merges\":true,"}, TL_ERR_UNSUPPORTED, "model.ignore_merges: found true"},
-        {{.options = "\"continuing_subword_prefix\":\"##\","}, TL_ERR_UNSUPPORTED, "continuing_subword_prefix: found"},
-        {{.options = "\"end_of_word_suffix\":\"</w>\","}, TL_ERR_UNSUPPORTED, "end_of_word_suffix: found"},
+        {{.options = "\"byte_fallback\":true,"},
+         TL_ERR_UNSUPPORTED,
+         "model.byte_fallback: found true"},
+        {{.options = "\"ignore_merges\":true,"},
+         TL_ERR_UNSUPPORTED,
+         "model.ignore_merges: found true"},
+        {{.options = "\"continuing_subword_prefix\":\"##\","},
+         TL_ERR_UNSUPPORTED,
+         "continuing_subword_prefix: found"},
+        {{.options = "\"end_of_word_suffix\":\"</w>\","},
+         TL_ERR_UNSUPPORTED,
+         "end_of_word_suffix: found"},
         {{.options = "\"later\":1,"}, TL_ERR_UNSUPPORTED, "unknown option \"later\""},
-        {{.options = "\"unk_token\":\"a\",", .without = 2}, TL_ERR_UNSUPPORTED, "no token for byte 1"},
+        {{.options = "\"unk_token\":\"a\",", .without = 2},
+         TL_ERR_UNSUPPORTED,
+         "no token for byte 1"},
         {{.top = A "\"truncation\":{},"}, TL_ERR_UNSUPPORTED, "truncation: found an object of 0"},
         {{.top = A "\"padding\":true,"}, TL_ERR_UNSUPPORTED, "padding: found true"},
         {{.top = A "\"extra\":true,"}, TL_ERR_UNSUPPORTED, "unknown option \"extra\""},
@@ -900,36 +1007,69 @@ TEST(conversion_refuses_what_it_does_not_know)
         {{.vocab = ",\"ab\":99999999999999999999"}, TL_ERR_FORMAT, "found id 99999999999999999999"},
         {{.vocab = ",\"ab\":97"}, TL_ERR_FORMAT, "id 97 is given to \"a\" and to \"ab\""},
         {{.vocab = ",\"a\":256"}, TL_ERR_FORMAT, "small"},
-        {{.merges = "\"a b\""}, TL_ERR_FORMAT, "model.merges[0]: found \"ab\", allowed: strings of model.vocab"},
+        {{.merges = "\"a b\""},
+         TL_ERR_FORMAT,
+         "model.merges[0]: found \"ab\", allowed: strings of model.vocab"},
         {{.merges = "\"a zz\"", .vocab = ",\"ab\":256"}, TL_ERR_FORMAT, "found \"zz\""},
-        {{.merges = "\"ab\"", .vocab = ",\"ab\":256"}, TL_ERR_FORMAT, "model.merges[0]: found \"ab\""},
-        {{.merges = "\"a b c\"", .vocab = ",\"abc\":256"}, TL_ERR_FORMAT, "model.merges[0]: found \"a b c\""},
+        {{.merges = "\"ab\"", .vocab = ",\"ab\":256"},
+         TL_ERR_FORMAT,
+         "model.merges[0]: found \"ab\""},
+        {{.merges = "\"a b c\"", .vocab = ",\"abc\":256"},
+         TL_ERR_FORMAT,
+         "model.merges[0]: found \"a b c\""},
         {{.merges = "[\"a\"]"}, TL_ERR_FORMAT, "model.merges[0]: found an array of 1"},
         {{.merges = "[\"a\",1]"}, TL_ERR_FORMAT, "model.merges[0]: found an array of 2"},
         {{.merges = "7"}, TL_ERR_FORMAT, "model.merges[0]: found 7"},
-        {{.merges = "[\"\\u4e00\",\"a\"]", .vocab = ",\"\\u4e00\":256,\"\\u4e00a\":257"}, TL_OK, ""},
-        {{.merges = "[\"\\u0120\",\"\\u4e00\"]", .vocab = ",\"\\u4e00\":256,\"\\u0120\\u4e00\":257"}, TL_ERR_FORMAT,
-            "bytes of the merged token are not those of its halves"},
-        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"\"}],"}, TL_ERR_FORMAT, "added_tokens[0].content"},
-        {{.top = "\"added_tokens\":[{\"id\":256}],"}, TL_ERR_FORMAT, "added_tokens[0].content: found nothing"},
-        {{.top = "\"added_tokens\":[{\"content\":\"x\"}],"}, TL_ERR_FORMAT, "added_tokens: found id nothing"},
-        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"a\"}],"}, TL_ERR_FORMAT, "as id 97, found id 256"},
-        {{.top = "\"added_tokens\":[{\"id\":97,\"content\":\"xyz\"}],"}, TL_ERR_FORMAT, "id 97 is given to"},
-        {{.top = "\"added_tokens\":[{\"id\":97,\"content\":\"a\"},{\"id\":97,\"content\":\"a\"}],"}, TL_ERR_FORMAT,
-            "added_tokens[1]"},
-        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"xx\",\"single_word\":true}],"}, TL_ERR_UNSUPPORTED,
-            "single_word: found true"},
-        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"xx\",\"lstrip\":0}],"}, TL_ERR_UNSUPPORTED,
-            "lstrip: found 0"},
-        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"xx\",\"color\":0}],"}, TL_ERR_UNSUPPORTED,
-            "unknown option \"color\""},
-        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"e\\u0301\"}],", .normalizer = "{\"type\":\"NFC\"}"},
-            TL_ERR_UNSUPPORTED, "added_tokens.normalized"},
-        {{.options = "\"unk_token\":\"a\",\"fuse_unk\":false,\"continuing_subword_prefix\":\"\",\"dropout\":0.0,"},
-            TL_OK, ""},
-        {{.post = "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":\"TemplateProcessing\"}]}"},
-            TL_OK, ""},
-        {{.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\",\"use_regex\":true}]}"}, TL_OK, ""},
+        {{.merges = "[\"\\u4e00\",\"a\"]", .vocab = ",\"\\u4e00\":256,\"\\u4e00a\":257"},
+         TL_OK,
+         ""},
+        {{.merges = "[\"\\u0120\",\"\\u4e00\"]",
+          .vocab = ",\"\\u4e00\":256,\"\\u0120\\u4e00\":257"},
+         TL_ERR_FORMAT,
+         "bytes of the merged token are not those of its halves"},
+        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"\"}],"},
+         TL_ERR_FORMAT,
+         "added_tokens[0].content"},
+        {{.top = "\"added_tokens\":[{\"id\":256}],"},
+         TL_ERR_FORMAT,
+         "added_tokens[0].content: found nothing"},
+        {{.top = "\"added_tokens\":[{\"content\":\"x\"}],"},
+         TL_ERR_FORMAT,
+         "added_tokens: found id nothing"},
+        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"a\"}],"},
+         TL_ERR_FORMAT,
+         "as id 97, found id 256"},
+        {{.top = "\"added_tokens\":[{\"id\":97,\"content\":\"xyz\"}],"},
+         TL_ERR_FORMAT,
+         "id 97 is given to"},
+        {{.top = "\"added_tokens\":[{\"id\":97,\"content\":\"a\"},{\"id\":97,\"content\":\"a\"}],"},
+         TL_ERR_FORMAT,
+         "added_tokens[1]"},
+        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"xx\",\"single_word\":true}],"},
+         TL_ERR_UNSUPPORTED,
+         "single_word: found true"},
+        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"xx\",\"lstrip\":0}],"},
+         TL_ERR_UNSUPPORTED,
+         "lstrip: found 0"},
+        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"xx\",\"color\":0}],"},
+         TL_ERR_UNSUPPORTED,
+         "unknown option \"color\""},
+        {{.top = "\"added_tokens\":[{\"id\":256,\"content\":\"e\\u0301\"}],",
+          .normalizer = "{\"type\":\"NFC\"}"},
+         TL_ERR_UNSUPPORTED,
+         "added_tokens.normalized"},
+        {{.options = "\"unk_token\":\"a\",\"fuse_unk\":false,\"continuing_subword_prefix\":\"\","
+                     "\"dropout\":0.0,"},
+         TL_OK,
+         ""},
+        {{.post = "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"ByteLevel\"},{\"type\":"
+                  "\"TemplateProcessing\"}]}"},
+         TL_OK,
+         ""},
+        {{.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"ByteLevel\",\"use_regex\":"
+                 "true}]}"},
+         TL_OK,
+         ""},
         {{.vocab = ",\"\":256"}, TL_OK, ""},
         {{.merges = "\"a b\",\"a c\",\"a b\"", .vocab = ",\"ab\":256,\"ac\":257"}, TL_OK, ""},
     };
@@ -980,15 +1120,22 @@ TEST(a_token_of_64_kib)
     owned_free(&o);
 }
 
-/* ---- hostile sections ------------------------------------------------------------------------------- */
+/* ---- hostile sections ---- */
 
-static const recipe hostile = {"\"added_tokens\":[{\"id\":270,\"content\":\"<e>\",\"special\":true,\"normalized\":false},"
-    "{\"id\":261,\"content\":\"  \",\"special\":false,\"normalized\":true}],", "{\"type\":\"NFC\"}", NULL, NULL, NULL, NULL,
-    ",\"th\":256,\"\\u0120t\":257,\"\\u0120th\":258,\"he\":259,\"the\":260", "\"t h\",\"\\u0120 t\",\"\\u0120 th\",\"h e\",\"th e\"",
+static const recipe hostile = {
+    "\"added_tokens\":[{\"id\":270,\"content\":\"<e>\",\"special\":true,\"normalized\":false},"
+    "{\"id\":261,\"content\":\"  \",\"special\":false,\"normalized\":true}],",
+    "{\"type\":\"NFC\"}",
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    ",\"th\":256,\"\\u0120t\":257,\"\\u0120th\":258,\"he\":259,\"the\":260",
+    "\"t h\",\"\\u0120 t\",\"\\u0120 th\",\"h e\",\"th e\"",
     0};
 
-/* A section that was accepted must be safe, whatever it holds. Exactly sized heap copies let the address
- * sanitizer see one byte too far. 1: accepted. */
+/* A section that was accepted must be safe, whatever it holds. Exactly sized heap copies let the
+ * address sanitizer see one byte too far. 1: accepted. */
 static int try_section(const unsigned char *bytes, size_t n)
 {
     static const char text[] = "the then  th\xC3\xA9 e\xCC\x81<e> \xFF\x00 the";
@@ -1007,7 +1154,7 @@ static int try_section(const unsigned char *bytes, size_t n)
         int32_t ids[100];
         char out[4000];
         for (unsigned flags = 0; flags < 4; flags++) {
-            size_t used = flags < 2 ? sizeof text - 10 : sizeof text - 1;     /* valid UTF-8, or not */
+            size_t used = flags < 2 ? sizeof text - 10 : sizeof text - 1; /* valid UTF-8, or not */
             status = mamba_encode(&t, text, used, flags, ids, 100, &n_ids, NULL);
             CHECK(status == MAMBA_OK || status == MAMBA_ERR_UNSUPPORTED);
             if (status == MAMBA_OK) {
@@ -1032,7 +1179,8 @@ static int try_section(const unsigned char *bytes, size_t n)
 
 TEST(hostile_sections)
 {
-    static const uint32_t values[] = {0, 1, 2, 0x7FFFFFFE, 0x7FFFFFFF, 0x80000000, 0x80000001, 0xFFFFFFFE, 0xFFFFFFFF};
+    static const uint32_t values[] = {0,          1,          2,          0x7FFFFFFE, 0x7FFFFFFF,
+                                      0x80000000, 0x80000001, 0xFFFFFFFE, 0xFFFFFFFF};
     owned o;
     unsigned char *copy;
     int accepted = 0;
@@ -1044,7 +1192,7 @@ TEST(hostile_sections)
     for (size_t n = 0; n < o.bytes && test_state.failures == 0; n++) {
         memcpy(copy, o.section, o.bytes);
         CHECK_INT(try_section(copy, n), 0);
-        voc_put32(copy + 8, (uint32_t)n);                /* also with a size that agrees */
+        voc_put32(copy + 8, (uint32_t)n); /* also with a size that agrees */
         CHECK_INT(n < 64 ? 0 : try_section(copy, n), 0);
     }
     memcpy(copy, o.section, o.bytes);
@@ -1063,11 +1211,12 @@ TEST(hostile_sections)
             accepted += try_section(copy, o.bytes);
         }
     }
-    for (int i = 0; i < 20000 && test_state.failures == 0; i++) {        /* several fields at once */
+    for (int i = 0; i < 20000 && test_state.failures == 0; i++) { /* several fields at once */
         memcpy(copy, o.section, o.bytes);
         for (uint32_t k = 1 + random_below(4); k > 0; k--) {
             size_t at = 4 * (size_t)random_below((uint32_t)(random_below(2) ? 16 : o.bytes / 4));
-            voc_put32(copy + at, mbi_load_u32(o.section + 4 * (size_t)random_below((uint32_t)(o.bytes / 4))));
+            voc_put32(copy + at,
+                      mbi_load_u32(o.section + 4 * (size_t)random_below((uint32_t)(o.bytes / 4))));
         }
         accepted += try_section(copy, o.bytes);
     }
@@ -1089,14 +1238,14 @@ TEST(hostile_sections_by_name)
     p = o.section;
     slots = o.t.n_slots;
     memset(&err, 0, sizeof err);
-#define REFUSED(offset, value, field, text)                                                      \
-    do {                                                                                         \
-        uint32_t old = mbi_load_u32(p + (offset));                                               \
-        voc_put32(p + (offset), (value));                                                        \
-        CHECK(mbi_tok_open(&t, p, o.bytes, &hooks, &err) != MAMBA_OK);                           \
-        CHECK_CONTAINS(err.name, field);                                                         \
-        CHECK_CONTAINS(err.what, text);                                                          \
-        voc_put32(p + (offset), old);                                                            \
+#define REFUSED(offset, value, field, text)                                                        \
+    do {                                                                                           \
+        uint32_t old = mbi_load_u32(p + (offset));                                                 \
+        voc_put32(p + (offset), (value));                                                          \
+        CHECK(mbi_tok_open(&t, p, o.bytes, &hooks, &err) != MAMBA_OK);                             \
+        CHECK_CONTAINS(err.name, field);                                                           \
+        CHECK_CONTAINS(err.what, text);                                                            \
+        voc_put32(p + (offset), old);                                                              \
     } while (0)
     for (size_t i = 0; i < slots; i++) {
         *(mbi_load_u32(p + 64 + 16 * i) != MBI_TOK_NONE ? &taken : &free_slot) = i;
@@ -1130,8 +1279,9 @@ TEST(hostile_sections_by_name)
     REFUSED((size_t)(o.t.id_flags - p), 0x01010800, "tokenizer.id_flags", "unknown flags");
     CHECK_INT(mbi_tok_open(&t, p, o.bytes, &hooks, &err), MAMBA_OK);
     owned_free(&o);
-    {   /* 512 slots, 256 taken in a row: one more look-up step than allowed would follow */
-        static const recipe many = {NULL, NULL, NULL, NULL, NULL, NULL, ",\"ab\":256", "\"a b\"", 0};
+    { /* 512 slots, 256 taken in a row: one more look-up step than allowed would follow */
+        static const recipe many = {NULL, NULL,          NULL,      NULL, NULL,
+                                    NULL, ",\"ab\":256", "\"a b\"", 0};
         unsigned char *big;
         size_t extra = 16 * 1022;
         REQUIRE(small_open(&many, &o));
@@ -1154,7 +1304,7 @@ TEST(hostile_sections_by_name)
     }
 }
 
-/* ---- memory that runs out --------------------------------------------------------------------------- */
+/* ---- memory that runs out ---- */
 
 TEST(every_allocation_fails_once)
 {
@@ -1162,11 +1312,18 @@ TEST(every_allocation_fails_once)
     char text[500];
     int32_t ids[600], control[600];
     size_t n = 0, n_control = 0;
-    static const recipe prefix = {NULL, "{\"type\":\"NFC\"}", "{\"type\":\"ByteLevel\"}", NULL, NULL, NULL,
-        ",\"aa\":256", "\"a a\"", 0};
+    static const recipe prefix = {NULL,
+                                  "{\"type\":\"NFC\"}",
+                                  "{\"type\":\"ByteLevel\"}",
+                                  NULL,
+                                  NULL,
+                                  NULL,
+                                  ",\"aa\":256",
+                                  "\"a a\"",
+                                  0};
     REQUIRE(small_open(&prefix, &o));
     memset(text, 'a', sizeof text);
-    memcpy(text, "e\xCC\x81", 3);                      /* normalized, prefixed, a long word */
+    memcpy(text, "e\xCC\x81", 3); /* normalized, prefixed, a long word */
     CHECK_INT(mamba_encode(&o.t, text, sizeof text, 0, control, 600, &n_control, NULL), MAMBA_OK);
     for (long k = 0;; k++) {
         mamba_error err;

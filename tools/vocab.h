@@ -1,16 +1,21 @@
 /*  vocab.h: a published tokenizer.json into the tokenizer section of a .mamba file.
  *
- *      unsigned char *section; size_t bytes;
- *      voc_ids ids = {0, 0, VOC_NONE};                     bos, eos, pad of the model's configuration
- *      if (voc_read("tokenizer.json", ids, &section, &bytes, &err) == TL_OK) { ...; tl_free(section); }
+ *      unsigned char *section;
+ *      size_t bytes;
+ *      voc_ids ids = {0, 0, VOC_NONE};      bos, eos, pad of the model's configuration
+ *      if (voc_read("tokenizer.json", ids, &section, &bytes, &err) == TL_OK) {
+ *          ...
+ *          tl_free(section);
+ *      }
  *
- *  What is read: the "BPE" model over the byte alphabet of GPT-2, with merges as strings ("a b") or pairs
- *  (["a", "b"]); normalizer NFC or none; pre-tokenizer and decoder "ByteLevel"; added tokens. Post-processors
- *  only add special tokens around a text, which mamba_encode never does, so the known ones are passed over.
- *  Any other type or option changes what text becomes and is refused by name.
+ *  What is read: the "BPE" model over the byte alphabet of GPT-2, with merges as strings ("a b") or
+ *  pairs (["a", "b"]); normalizer NFC or none; pre-tokenizer and decoder "ByteLevel"; added tokens.
+ *  Post-processors only add special tokens around a text, which mamba_encode never does, so the
+ *  known ones are passed over. Any other type or option changes what text becomes and is refused by
+ *  name. voc_bytes makes the plain vocabulary of 256 bytes.
  *
- *  Include base.h, json.h and mamba.h with MAMBA_IMPLEMENTATION first: the finished section is checked by the
- *  reader's own validation, so what this writes will open.
+ *  Include base.h, json.h and mamba.h with MAMBA_IMPLEMENTATION first: the finished section is
+ *  checked by the reader's own validation, so what this writes will open.
  */
 #ifndef TL_VOCAB_H
 #define TL_VOCAB_H
@@ -19,34 +24,35 @@
 #define VOC_JSON_LIMIT ((uint64_t)512 << 20)
 
 typedef struct {
-    uint32_t bos, eos, pad;      /* those that the vocabulary lacks become VOC_NONE */
+    uint32_t bos, eos, pad; /* those that the vocabulary lacks become VOC_NONE */
 } voc_ids;
 
 typedef struct {
-    const char *ptr;             /* as in the file: in GPT-2's byte alphabet, or an added token's content */
+    const char *ptr; /* as in the file: in GPT-2's byte alphabet, or an added token's content */
     uint32_t len;
     uint32_t id;
-    uint32_t added;              /* 1 + index of the added token, 0: of the model's vocabulary */
+    uint32_t added; /* 1 + index of the added token, 0: of the model's vocabulary */
 } voc_token;
 
 typedef struct {
-    const char *name;            /* of the file, for messages */
+    const char *name; /* of the file, for messages */
     const json_doc *doc;
     tl_error *err;
-    voc_token *tokens;           /* the model's vocabulary, then added tokens that it lacks */
+    voc_token *tokens; /* the model's vocabulary, then added tokens that it lacks */
     size_t n_tokens, n_model;
-    uint64_t *sorted;            /* hash << 32 | index of the model's tokens, rising */
-    uint32_t *by_id;             /* (n_ids) 1 + index in tokens, 0: a gap */
+    uint64_t *sorted; /* hash << 32 | index of the model's tokens, rising */
+    uint32_t *by_id;  /* (n_ids) 1 + index in tokens, 0: a gap */
     uint32_t n_ids;
-    uint32_t *added;             /* (n_added, 2) id, flags */
+    uint32_t *added; /* (n_added, 2) id, flags */
     size_t n_added, n_added_raw;
-    uint32_t (*merges)[3];       /* left, right, merged */
+    uint32_t (*merges)[3]; /* left, right, merged */
     size_t n_merges;
     uint32_t flags, split;
-    int needs_all_bytes;         /* there is an unknown token: with all 256 bytes it is never used */
+    int needs_all_bytes; /* there is an unknown token: with all 256 bytes it is never used */
 } voc_reader;
 
-/* ---- the byte alphabet of GPT-2: printable bytes stand for themselves, the others for U+0100 and on ---- */
+/* ---- the byte alphabet of GPT-2: printable bytes stand for themselves, the others for U+0100 and
+ * on ---- */
 
 TL_FN int voc_printable(unsigned b)
 {
@@ -66,8 +72,9 @@ TL_FN unsigned voc_alphabet(unsigned byte)
     return next;
 }
 
-/* The bytes that a token stands for; out has room for t->len. A token with a character outside the alphabet
- * stands for its own UTF-8, as it does for the decoder that this follows; so do added tokens. */
+/* The bytes that a token stands for; out has room for t->len. A token with a character outside the
+ * alphabet stands for its own UTF-8, as it does for the decoder that this follows; so do added
+ * tokens. */
 TL_FN uint32_t voc_unmap(const voc_token *t, const short *byte_of, unsigned char *out)
 {
     const unsigned char *p = (const unsigned char *)t->ptr, *end = p + t->len;
@@ -88,7 +95,7 @@ TL_FN uint32_t voc_unmap(const voc_token *t, const short *byte_of, unsigned char
     return n;
 }
 
-/* ---- options ----------------------------------------------------------------------------------------- */
+/* ---- options ---- */
 
 TL_FN tl_status voc_refuse(voc_reader *r, const char *where, json_id id, const char *allowed)
 {
@@ -98,7 +105,8 @@ TL_FN tl_status voc_refuse(voc_reader *r, const char *where, json_id id, const c
 }
 
 /* Every member of an object must be listed (names end with NULL). */
-TL_FN tl_status voc_members(voc_reader *r, json_id object, const char *where, const char *const *names)
+TL_FN tl_status voc_members(voc_reader *r, json_id object, const char *where,
+                            const char *const *names)
 {
     for (json_id m = json_first(r->doc, object); m != JSON_NONE; m = json_next(r->doc, m)) {
         json_text key = json_key(r->doc, m);
@@ -108,8 +116,8 @@ TL_FN tl_status voc_members(voc_reader *r, json_id object, const char *where, co
         }
         if (names[i] == NULL) {
             tl_quoted q;
-            return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: %s: unknown option \"%s\"", r->name, where,
-                           tl_quote(&q, key.ptr, key.len));
+            return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: %s: unknown option \"%s\"", r->name,
+                           where, tl_quote(&q, key.ptr, key.len));
         }
     }
     return TL_OK;
@@ -120,7 +128,8 @@ TL_FN tl_status voc_nothing(voc_reader *r, json_id object, const char *key, cons
 {
     json_id m = json_get(r->doc, object, key);
     json_type kind = json_kind(r->doc, m);
-    if (kind == JSON_MISSING || kind == JSON_NULL || (word != NULL && json_str_is(r->doc, m, word))) {
+    if (kind == JSON_MISSING || kind == JSON_NULL
+        || (word != NULL && json_str_is(r->doc, m, word))) {
         return TL_OK;
     }
     return voc_refuse(r, key, m, word != NULL ? "null or \"\"" : "null");
@@ -137,7 +146,8 @@ TL_FN tl_status voc_flag(voc_reader *r, json_id object, const char *key, int mis
     return TL_OK;
 }
 
-/* A stage given as one object or as {"type": "Sequence", list: [one object]}. JSON_NONE: none given. */
+/* A stage given as one object or as {"type": "Sequence", list: [one object]}. JSON_NONE: none
+ * given. */
 TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json_id *stage)
 {
     json_id m = json_get(r->doc, JSON_ROOT, key);
@@ -166,7 +176,8 @@ TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json
 TL_FN tl_status voc_stages(voc_reader *r)
 {
     static const char *const plain[] = {"type", NULL};
-    static const char *const byte_level[] = {"type", "add_prefix_space", "trim_offsets", "use_regex", NULL};
+    static const char *const byte_level[] = {"type", "add_prefix_space", "trim_offsets",
+                                             "use_regex", NULL};
     json_id m;
     int regex, prefix;
     if (voc_stage(r, "normalizer", "normalizers", &m) != TL_OK) {
@@ -219,8 +230,10 @@ TL_FN tl_status voc_post_processor(voc_reader *r)
     }
     for (; item != JSON_NONE; item = sequence ? json_next(r->doc, item) : JSON_NONE) {
         json_id type = json_get(r->doc, item, "type");
-        if (!json_str_is(r->doc, type, "ByteLevel") && !json_str_is(r->doc, type, "TemplateProcessing")) {
-            return voc_refuse(r, "post_processor.type", type, "\"ByteLevel\", \"TemplateProcessing\"");
+        if (!json_str_is(r->doc, type, "ByteLevel")
+            && !json_str_is(r->doc, type, "TemplateProcessing")) {
+            return voc_refuse(r, "post_processor.type", type,
+                              "\"ByteLevel\", \"TemplateProcessing\"");
         }
     }
     return TL_OK;
@@ -228,10 +241,20 @@ TL_FN tl_status voc_post_processor(voc_reader *r)
 
 TL_FN tl_status voc_options(voc_reader *r)
 {
-    static const char *const top[] = {"version", "truncation", "padding", "added_tokens", "normalizer",
-        "pre_tokenizer", "post_processor", "decoder", "model", NULL};
-    static const char *const bpe[] = {"type", "dropout", "unk_token", "continuing_subword_prefix",
-        "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges", NULL};
+    static const char *const top[] = {
+        "version",       "truncation",     "padding", "added_tokens", "normalizer",
+        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
+    static const char *const bpe[] = {"type",
+                                      "dropout",
+                                      "unk_token",
+                                      "continuing_subword_prefix",
+                                      "end_of_word_suffix",
+                                      "fuse_unk",
+                                      "byte_fallback",
+                                      "ignore_merges",
+                                      "vocab",
+                                      "merges",
+                                      NULL};
     json_id model = json_get(r->doc, JSON_ROOT, "model");
     json_id type = json_get(r->doc, model, "type");
     json_id dropout = json_get(r->doc, model, "dropout");
@@ -239,12 +262,14 @@ TL_FN tl_status voc_options(voc_reader *r)
     double p = 0;
     int on;
     if (json_kind(r->doc, JSON_ROOT) != JSON_OBJECT || json_kind(r->doc, model) != JSON_OBJECT) {
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: model: found nothing, allowed: an object", r->name);
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: model: found nothing, allowed: an object",
+                       r->name);
     }
     if (json_kind(r->doc, type) != JSON_MISSING && !json_str_is(r->doc, type, "BPE")) {
         return voc_refuse(r, "model.type", type, "\"BPE\"");
     }
-    if (voc_members(r, JSON_ROOT, "tokenizer", top) != TL_OK || voc_members(r, model, "model", bpe) != TL_OK
+    if (voc_members(r, JSON_ROOT, "tokenizer", top) != TL_OK
+        || voc_members(r, model, "model", bpe) != TL_OK
         || voc_nothing(r, JSON_ROOT, "truncation", NULL) != TL_OK
         || voc_nothing(r, JSON_ROOT, "padding", NULL) != TL_OK
         || voc_nothing(r, model, "continuing_subword_prefix", "") != TL_OK
@@ -256,19 +281,22 @@ TL_FN tl_status voc_options(voc_reader *r)
         return voc_refuse(r, "model.dropout", dropout, "null or 0");
     }
     if (voc_flag(r, model, "byte_fallback", 0, &on) != TL_OK || on) {
-        return voc_refuse(r, "model.byte_fallback", json_get(r->doc, model, "byte_fallback"), "false");
+        return voc_refuse(r, "model.byte_fallback", json_get(r->doc, model, "byte_fallback"),
+                          "false");
     }
     if (voc_flag(r, model, "ignore_merges", 0, &on) != TL_OK || on) {
-        return voc_refuse(r, "model.ignore_merges", json_get(r->doc, model, "ignore_merges"), "false");
+        return voc_refuse(r, "model.ignore_merges", json_get(r->doc, model, "ignore_merges"),
+                          "false");
     }
     if (voc_flag(r, model, "fuse_unk", 0, &on) != TL_OK) {
         return r->err->status;
     }
-    r->needs_all_bytes = json_kind(r->doc, unknown) != JSON_MISSING && json_kind(r->doc, unknown) != JSON_NULL;
+    r->needs_all_bytes =
+        json_kind(r->doc, unknown) != JSON_MISSING && json_kind(r->doc, unknown) != JSON_NULL;
     return voc_stages(r) == TL_OK ? voc_post_processor(r) : r->err->status;
 }
 
-/* ---- vocabulary -------------------------------------------------------------------------------------- */
+/* ---- vocabulary ---- */
 
 TL_FN int voc_order(const void *context, uint32_t a, uint32_t b)
 {
@@ -298,15 +326,16 @@ TL_FN size_t voc_find(const voc_reader *r, const char *ptr, size_t len)
     return r->n_tokens;
 }
 
-/* An id from the file: at most twice as large as the entries could explain, so that a short file cannot
- * ask for a long table. */
-TL_FN tl_status voc_id(voc_reader *r, const char *where, json_id value, uint64_t limit, uint32_t *id)
+/* An id from the file: at most twice as large as the entries could explain, so that a short file
+ * cannot ask for a long table. */
+TL_FN tl_status voc_id(voc_reader *r, const char *where, json_id value, uint64_t limit,
+                       uint32_t *id)
 {
     uint64_t v;
     if (!json_u64(r->doc, value, &v) || v >= limit) {
         tl_quoted q;
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: %s: found id %s, allowed: 0 to %llu", r->name, where,
-                       json_brief(&q, r->doc, value), (unsigned long long)(limit - 1));
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: %s: found id %s, allowed: 0 to %llu", r->name,
+                       where, json_brief(&q, r->doc, value), (unsigned long long)(limit - 1));
     }
     *id = (uint32_t)v;
     r->n_ids = *id >= r->n_ids ? *id + 1 : r->n_ids;
@@ -341,8 +370,8 @@ TL_FN tl_status voc_vocabulary(voc_reader *r, json_id vocab, uint64_t limit)
 /* The flags of an added token. */
 TL_FN tl_status voc_added_flags(voc_reader *r, json_id token, json_text content, uint32_t *flags)
 {
-    static const char *const names[] = {"id", "content", "single_word", "lstrip", "rstrip", "normalized",
-        "special", NULL};
+    static const char *const names[] = {"id",     "content",    "single_word", "lstrip",
+                                        "rstrip", "normalized", "special",     NULL};
     int special, normalized, lstrip, rstrip, single;
     const unsigned char *p = (const unsigned char *)content.ptr;
     mbi_uc_cursor cursor = {0, 0, 0};
@@ -355,14 +384,16 @@ TL_FN tl_status voc_added_flags(voc_reader *r, json_id token, json_text content,
         return r->err->status;
     }
     if (single) {
-        return voc_refuse(r, "added_tokens.single_word", json_get(r->doc, token, "single_word"), "false");
+        return voc_refuse(r, "added_tokens.single_word", json_get(r->doc, token, "single_word"),
+                          "false");
     }
-    if (normalized && (r->flags & MBI_TOK_NFC) != 0 && mbi_nfc_needed(&cursor, p, p + content.len)) {
+    if (normalized && (r->flags & MBI_TOK_NFC) != 0
+        && mbi_nfc_needed(&cursor, p, p + content.len)) {
         return voc_refuse(r, "added_tokens.normalized", json_get(r->doc, token, "content"),
                           "text that NFC leaves as it is");
     }
     *flags = (special ? MBI_ADDED_SPECIAL : 0u) | (normalized ? MBI_ADDED_NORMALIZED : 0u)
-        | (lstrip ? MBI_ADDED_LSTRIP : 0u) | (rstrip ? MBI_ADDED_RSTRIP : 0u);
+             | (lstrip ? MBI_ADDED_LSTRIP : 0u) | (rstrip ? MBI_ADDED_RSTRIP : 0u);
     return TL_OK;
 }
 
@@ -374,10 +405,11 @@ TL_FN tl_status voc_added(voc_reader *r, json_id list, uint64_t limit)
         size_t known;
         tl_quoted q;
         if (content.ptr == NULL || content.len == 0 || content.len > MBI_TOK_MAX_ADDED_BYTES) {
-            return tl_fail(r->err, TL_ERR_FORMAT,
-                           "%s: added_tokens[%lu].content: found %s, allowed: a string of 1 to %u bytes",
-                           r->name, (unsigned long)r->n_added,
-                           json_brief(&q, r->doc, json_get(r->doc, m, "content")), MBI_TOK_MAX_ADDED_BYTES);
+            return tl_fail(
+                r->err, TL_ERR_FORMAT,
+                "%s: added_tokens[%lu].content: found %s, allowed: a string of 1 to %u bytes",
+                r->name, (unsigned long)r->n_added,
+                json_brief(&q, r->doc, json_get(r->doc, m, "content")), MBI_TOK_MAX_ADDED_BYTES);
         }
         if (voc_id(r, "added_tokens", json_get(r->doc, m, "id"), limit, &entry[0]) != TL_OK
             || voc_added_flags(r, m, content, &entry[1]) != TL_OK) {
@@ -390,10 +422,11 @@ TL_FN tl_status voc_added(voc_reader *r, json_id list, uint64_t limit)
             r->tokens[known].len = (uint32_t)content.len;
             r->tokens[known].id = entry[0];
         } else if (r->tokens[known].id != entry[0] || r->tokens[known].added != 0) {
-            return tl_fail(r->err, TL_ERR_FORMAT,
-                           "%s: added_tokens[%lu]: \"%s\" is in the vocabulary as id %lu, found id %lu",
-                           r->name, (unsigned long)r->n_added, tl_quote(&q, content.ptr, content.len),
-                           (unsigned long)r->tokens[known].id, (unsigned long)entry[0]);
+            return tl_fail(
+                r->err, TL_ERR_FORMAT,
+                "%s: added_tokens[%lu]: \"%s\" is in the vocabulary as id %lu, found id %lu",
+                r->name, (unsigned long)r->n_added, tl_quote(&q, content.ptr, content.len),
+                (unsigned long)r->tokens[known].id, (unsigned long)entry[0]);
         }
         r->n_added++;
         r->tokens[known].added = (uint32_t)r->n_added;
@@ -406,7 +439,8 @@ TL_FN tl_status voc_added(voc_reader *r, json_id list, uint64_t limit)
 TL_FN tl_status voc_index(voc_reader *r)
 {
     if (r->n_ids == 0) {
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: model.vocab: found no tokens, allowed: 1 or more", r->name);
+        return tl_fail(r->err, TL_ERR_FORMAT,
+                       "%s: model.vocab: found no tokens, allowed: 1 or more", r->name);
     }
     r->by_id = (uint32_t *)tl_calloc(r->n_ids, sizeof *r->by_id, r->err);
     if (r->by_id == NULL) {
@@ -417,8 +451,8 @@ TL_FN tl_status voc_index(voc_reader *r)
         if (r->by_id[t->id] != 0) {
             tl_quoted q, other;
             const voc_token *o = &r->tokens[r->by_id[t->id] - 1];
-            return tl_fail(r->err, TL_ERR_FORMAT, "%s: id %lu is given to \"%s\" and to \"%s\"", r->name,
-                           (unsigned long)t->id, tl_quote(&other, o->ptr, o->len),
+            return tl_fail(r->err, TL_ERR_FORMAT, "%s: id %lu is given to \"%s\" and to \"%s\"",
+                           r->name, (unsigned long)t->id, tl_quote(&other, o->ptr, o->len),
                            tl_quote(&q, t->ptr, t->len));
         }
         r->by_id[t->id] = (uint32_t)i + 1;
@@ -426,7 +460,7 @@ TL_FN tl_status voc_index(voc_reader *r)
     return TL_OK;
 }
 
-/* ---- merges ------------------------------------------------------------------------------------------ */
+/* ---- merges ---- */
 
 /* The two halves of a merge. */
 TL_FN int voc_halves(const voc_reader *r, json_id m, json_text *left, json_text *right)
@@ -454,13 +488,15 @@ TL_FN tl_status voc_merges(voc_reader *r, json_id list)
     tl_status status = TL_OK;
     char *joined = NULL;
     size_t capacity = 0;
-    for (json_id m = json_first(r->doc, list); m != JSON_NONE && status == TL_OK; m = json_next(r->doc, m)) {
+    for (json_id m = json_first(r->doc, list); m != JSON_NONE && status == TL_OK;
+         m = json_next(r->doc, m)) {
         json_text half[3];
         tl_quoted q;
         if (!voc_halves(r, m, &half[0], &half[1])) {
-            status = tl_fail(r->err, TL_ERR_FORMAT,
-                             "%s: model.merges[%lu]: found %s, allowed: \"left right\" or [\"left\", \"right\"]",
-                             r->name, (unsigned long)r->n_merges, json_brief(&q, r->doc, m));
+            status = tl_fail(
+                r->err, TL_ERR_FORMAT,
+                "%s: model.merges[%lu]: found %s, allowed: \"left right\" or [\"left\", \"right\"]",
+                r->name, (unsigned long)r->n_merges, json_brief(&q, r->doc, m));
             break;
         }
         half[2].len = half[0].len + half[1].len;
@@ -478,9 +514,10 @@ TL_FN tl_status voc_merges(voc_reader *r, json_id list)
         for (int k = 0; k < 3; k++) {
             size_t found = voc_find(r, half[k].ptr, half[k].len);
             if (found == r->n_tokens) {
-                status = tl_fail(r->err, TL_ERR_FORMAT,
-                                 "%s: model.merges[%lu]: found \"%s\", allowed: strings of model.vocab", r->name,
-                                 (unsigned long)r->n_merges, tl_quote(&q, half[k].ptr, half[k].len));
+                status = tl_fail(
+                    r->err, TL_ERR_FORMAT,
+                    "%s: model.merges[%lu]: found \"%s\", allowed: strings of model.vocab", r->name,
+                    (unsigned long)r->n_merges, tl_quote(&q, half[k].ptr, half[k].len));
                 break;
             }
             r->merges[r->n_merges][k] = r->tokens[found].id;
@@ -499,8 +536,8 @@ TL_FN void voc_put32(unsigned char *p, uint32_t v)
     p[3] = (unsigned char)(v >> 24);
 }
 
-/* Fills the table of merges; of a pair that is listed twice the later rank holds, as in the library that
- * wrote the file. 0: the table is too small to keep searches short. */
+/* Fills the table of merges; of a pair that is listed twice the later rank holds, as in the library
+ * that wrote the file. 0: the table is too small to keep searches short. */
 TL_FN int voc_hash(const voc_reader *r, unsigned char *slots, uint32_t n_slots, uint32_t *n_taken)
 {
     *n_taken = 0;
@@ -510,7 +547,8 @@ TL_FN int voc_hash(const voc_reader *r, unsigned char *slots, uint32_t n_slots, 
         uint32_t at = mbi_tok_home(m[0], m[1], n_slots);
         uint32_t probes = 0;
         while (tl_le32(slots + (size_t)16 * at) != MBI_TOK_NONE
-               && (tl_le32(slots + (size_t)16 * at) != m[0] || tl_le32(slots + (size_t)16 * at + 4) != m[1])) {
+               && (tl_le32(slots + (size_t)16 * at) != m[0]
+                   || tl_le32(slots + (size_t)16 * at + 4) != m[1])) {
             at = (at + 1) & (n_slots - 1);
             if (++probes > MBI_TOK_MAX_CLUSTER) {
                 return 0;
@@ -525,9 +563,10 @@ TL_FN int voc_hash(const voc_reader *r, unsigned char *slots, uint32_t n_slots, 
     return 1;
 }
 
-/* ---- writing the section ----------------------------------------------------------------------------- */
+/* ---- writing the section ---- */
 
-/* Orders added tokens as the section wants them: those searched in the raw text first, then by bytes. */
+/* Orders added tokens as the section wants them: those searched in the raw text first, then by
+ * bytes. */
 TL_FN int voc_added_order(const void *context, uint32_t a, uint32_t b)
 {
     const voc_reader *r = (const voc_reader *)context;
@@ -554,14 +593,16 @@ TL_FN tl_status voc_put_added(const voc_reader *r, unsigned char *out, unsigned 
         const uint32_t *entry = &r->added[2 * (uint32_t)keys[i]];
         voc_put32(out + 8 * i, entry[0]);
         voc_put32(out + 8 * i + 4, entry[1]);
-        id_flags[entry[0]] |= (unsigned char)(MBI_TOK_ADDED
-            | ((entry[1] & MBI_ADDED_SPECIAL) != 0 ? MBI_TOK_SPECIAL : 0));
+        id_flags[entry[0]] |=
+            (unsigned char)(MBI_TOK_ADDED
+                            | ((entry[1] & MBI_ADDED_SPECIAL) != 0 ? MBI_TOK_SPECIAL : 0));
     }
     tl_free(keys);
     return TL_OK;
 }
 
-/* Offsets, flags and bytes of all ids, and the ids of single bytes. Returns the bytes of the heap. */
+/* Offsets, flags and bytes of all ids, and the ids of single bytes. Returns the bytes of the heap.
+ */
 TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned char *byte_ids,
                            unsigned char *id_flags, unsigned char *heap, uint32_t *longest)
 {
@@ -576,8 +617,9 @@ TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned
         unsigned cp = voc_alphabet(b);
         size_t found = voc_find(r, name, (size_t)mbi_utf8_put(cp, (unsigned char *)name));
         byte_of[cp] = (short)b;
-        voc_put32(byte_ids + (size_t)4 * b,
-                  found == r->n_tokens || r->tokens[found].added != 0 ? VOC_NONE : r->tokens[found].id);
+        voc_put32(byte_ids + (size_t)4 * b, found == r->n_tokens || r->tokens[found].added != 0
+                                                ? VOC_NONE
+                                                : r->tokens[found].id);
     }
     for (uint32_t id = 0; id < r->n_ids; id++) {
         uint32_t n = 0;
@@ -593,14 +635,17 @@ TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned
     return at;
 }
 
-/* With an unknown token in use, a missing byte would become that token; here it would be an error. */
+/* With an unknown token in use, a missing byte would become that token; here it would be an error.
+ */
 TL_FN tl_status voc_check_bytes(const voc_reader *r, const unsigned char *byte_ids)
 {
     for (unsigned b = 0; b < 256 && r->needs_all_bytes; b++) {
         if (tl_le32(byte_ids + (size_t)4 * b) == VOC_NONE) {
-            return tl_fail(r->err, TL_ERR_UNSUPPORTED,
-                           "%s: model.unk_token: found one and no token for byte %u, supported: null, or all "
-                           "256 bytes in model.vocab", r->name, b);
+            return tl_fail(
+                r->err, TL_ERR_UNSUPPORTED,
+                "%s: model.unk_token: found one and no token for byte %u, supported: null, or all "
+                "256 bytes in model.vocab",
+                r->name, b);
         }
     }
     return TL_OK;
@@ -615,7 +660,8 @@ TL_FN tl_status voc_validate(const voc_reader *r, const unsigned char *section, 
     memset(&e, 0, sizeof e);
     if (mbi_tok_open(&t, section, bytes, NULL, &e) != MAMBA_OK) {
         (void)mamba_error_text(&e, text, sizeof text);
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: does not make a valid vocabulary: %s", r->name, text);
+        return tl_fail(r->err, TL_ERR_FORMAT, "%s: does not make a valid vocabulary: %s", r->name,
+                       text);
     }
     return TL_OK;
 }
@@ -625,9 +671,10 @@ TL_FN uint32_t voc_known(const voc_reader *r, uint32_t id)
     return id < r->n_ids && r->by_id[id] != 0 ? id : VOC_NONE;
 }
 
-/* The section with n_slots places for merges, in new memory. *retry: the table needs more places. */
-TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots, unsigned char **section,
-                          size_t *bytes, int *retry)
+/* The section with n_slots places for merges, in new memory. *retry: the table needs more places.
+ */
+TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots,
+                          unsigned char **section, size_t *bytes, int *retry)
 {
     uint64_t text = 0, total;
     uint32_t n_taken = 0, longest, header[16];
@@ -636,11 +683,12 @@ TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots, un
     for (size_t i = 0; i < r->n_tokens; i++) {
         text += r->tokens[i].len;
     }
-    total = 64 + (uint64_t)16 * n_slots + 4 * ((uint64_t)r->n_ids + 1) + 1024 + (uint64_t)8 * r->n_added
-        + r->n_ids + text;                          /* the heap may turn out smaller */
+    total = 64 + (uint64_t)16 * n_slots + 4 * ((uint64_t)r->n_ids + 1) + 1024
+            + (uint64_t)8 * r->n_added + r->n_ids + text; /* the heap may turn out smaller */
     if (total > UINT32_MAX) {
-        return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: found a vocabulary of %llu bytes, supported: 4 GiB",
-                       r->name, (unsigned long long)total);
+        return tl_fail(r->err, TL_ERR_UNSUPPORTED,
+                       "%s: found a vocabulary of %llu bytes, supported: 4 GiB", r->name,
+                       (unsigned long long)total);
     }
     p = (unsigned char *)tl_malloc(total, 1, r->err);
     if (p == NULL) {
@@ -698,13 +746,15 @@ TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, s
     json_id model = json_get(r->doc, JSON_ROOT, "model");
     json_id vocab = json_get(r->doc, model, "vocab"), merges = json_get(r->doc, model, "merges");
     json_id added = json_get(r->doc, JSON_ROOT, "added_tokens");
-    uint64_t n = (uint64_t)json_count(r->doc, vocab) + json_count(r->doc, added), n_slots = 0, limit;
+    uint64_t n = (uint64_t)json_count(r->doc, vocab) + json_count(r->doc, added), n_slots = 0,
+             limit;
     int retry = 1;
     if (voc_options(r) != TL_OK) {
         return r->err->status;
     }
     if (json_kind(r->doc, vocab) != JSON_OBJECT || json_kind(r->doc, merges) != JSON_ARRAY) {
-        return voc_refuse(r, "model.vocab, model.merges", json_kind(r->doc, vocab) != JSON_OBJECT ? vocab : merges,
+        return voc_refuse(r, "model.vocab, model.merges",
+                          json_kind(r->doc, vocab) != JSON_OBJECT ? vocab : merges,
                           "an object and an array");
     }
     limit = 2 * n + 65536 < MBI_TOK_MAX_IDS ? 2 * n + 65536 : MBI_TOK_MAX_IDS;
@@ -715,8 +765,8 @@ TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, s
     if (r->tokens == NULL || r->sorted == NULL || r->added == NULL || r->merges == NULL) {
         return TL_ERR_MEMORY;
     }
-    if (voc_vocabulary(r, vocab, limit) != TL_OK || voc_added(r, added, limit) != TL_OK || voc_index(r) != TL_OK
-        || voc_merges(r, merges) != TL_OK) {
+    if (voc_vocabulary(r, vocab, limit) != TL_OK || voc_added(r, added, limit) != TL_OK
+        || voc_index(r) != TL_OK || voc_merges(r, merges) != TL_OK) {
         return r->err->status;
     }
     for (n_slots = r->n_merges != 0; n_slots < 2 * r->n_merges; n_slots *= 2) {
@@ -728,15 +778,16 @@ TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, s
         }
     }
     if (retry) {
-        return tl_fail(r->err, TL_ERR_UNSUPPORTED, "%s: model.merges: found %lu that hash badly or are too many",
-                       r->name, (unsigned long)r->n_merges);
+        return tl_fail(r->err, TL_ERR_UNSUPPORTED,
+                       "%s: model.merges: found %lu that hash badly or are too many", r->name,
+                       (unsigned long)r->n_merges);
     }
     return TL_OK;
 }
 
 /* The section of a parsed tokenizer.json; `name` is for messages. */
-TL_FN tl_status voc_convert(const json_doc *doc, const char *name, voc_ids ids, unsigned char **section,
-                            size_t *bytes, tl_error *err)
+TL_FN tl_status voc_convert(const json_doc *doc, const char *name, voc_ids ids,
+                            unsigned char **section, size_t *bytes, tl_error *err)
 {
     voc_reader r;
     tl_quoted q;
@@ -762,7 +813,8 @@ TL_FN tl_status voc_convert(const json_doc *doc, const char *name, voc_ids ids, 
     return status;
 }
 
-TL_FN tl_status voc_read(const char *path, voc_ids ids, unsigned char **section, size_t *bytes, tl_error *err)
+TL_FN tl_status voc_read(const char *path, voc_ids ids, unsigned char **section, size_t *bytes,
+                         tl_error *err)
 {
     json_doc doc;
     tl_status status;
@@ -779,8 +831,19 @@ TL_FN tl_status voc_read(const char *path, voc_ids ids, unsigned char **section,
 /* The vocabulary of all 256 bytes, id = byte, for models over bytes. */
 TL_FN tl_status voc_bytes(voc_ids ids, unsigned char **section, size_t *bytes, tl_error *err)
 {
-    static const uint32_t start[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 64 + 4 * 257 + 1024 + 512, MBI_TOK_BYTES,
-        0, MBI_TOK_SPLIT_NONE, 256, 0, 0, 0, 0, 256, 1};
+    static const uint32_t start[13] = {MBI_TOK_MAGIC,
+                                       MBI_TOK_VERSION,
+                                       64 + 4 * 257 + 1024 + 512,
+                                       MBI_TOK_BYTES,
+                                       0,
+                                       MBI_TOK_SPLIT_NONE,
+                                       256,
+                                       0,
+                                       0,
+                                       0,
+                                       0,
+                                       256,
+                                       1};
     unsigned char *p = (unsigned char *)tl_malloc(start[2], 1, err);
     *section = NULL;
     *bytes = 0;
