@@ -88,6 +88,9 @@
  *   @@loader         Header to bound layers: every check of the structure
  *   @@matmul         Weight matrix times activations, split over the threads
  *   @@mamba1         Mamba-1 and FalconMamba layers
+ *   @@gates          Gates and norms between a layer's core and its last product
+ *   @@mamba2         Mamba-2 layers
+ *   @@mlp            Gated MLP layers
  *   @@layers         The table of kinds
  *   @@forward        A state, and tokens through the layers
  *   @@stateio        Snapshots of a state
@@ -1188,6 +1191,21 @@ typedef struct mbi_scan_block {
     int n_tokens, d_state;
 } mbi_scan_block;
 
+/* One block of 16 channels of a Mamba-2 recurrence over T tokens:
+ *   h[n] = a[t]*h[n] + (dt[t]*x[t]) * B[t][n]
+ *   y[t] = (sum_n C[t][n]*h[n] + D*x[t]) * silu(z[t])
+ * x, a, dt, z, y: [T][16]; a and dt are those of the head of each lane.  h: [d_state][16].  B, C:
+ * element n of token t at (n/16)*bc_block + t*16 + n%16.  D [16] or NULL, z NULL = no gate.  y may
+ * be x.  Each token's sum runs over ascending n in one accumulator and h takes one product and one
+ * FMA, however many tokens are worked on together.  Small states are flushed as in scan_block. */
+typedef struct mbi_ssd_block {
+    const float *x, *a, *dt, *z, *B, *C, *D;
+    float *h, *y;
+    size_t bc_block;
+    uint64_t position; /* of token 0 */
+    int n_tokens, d_state;
+} mbi_ssd_block;
+
 /* X(return type, name, arguments): every full target defines mbi_k_<name>_<target>. */
 #define MBI_KERNEL_LIST(X)                                                                         \
     /* Bytes that prepare writes for T tokens of n channels; 0: gemm reads blocked floats as is.    \
@@ -1213,6 +1231,13 @@ typedef struct mbi_scan_block {
     X(void, conv, (const float *x, const float *w, const float *bias, int d_conv, int silu,        \
                    int n_tokens, float *state, size_t stride, float *y))                           \
     X(void, scan_block, (const mbi_scan_block *s))                                                 \
+    X(void, ssd_block, (const mbi_ssd_block *s))                                                   \
+    /* dt = min(max(softplus(dt + bias[lane]), lo), hi), a = exp(dt * A[lane]); n multiple of 16;  \
+     * bias NULL: dt is used as it is, but for the limits. */                                      \
+    X(void, ssd_decay, (float *dt, const float *bias, const float *A, float lo, float hi,          \
+                        size_t n, float *a))                                                       \
+    /* y = x * silu(z); n multiple of 16; y may be x or z. */                                      \
+    X(void, gate, (const float *x, const float *z, float *y, size_t n))                            \
     /* dA = exp(dt*A), h = dA*h + dB*x …: see mamba_discretize, mamba_recurrence. */               \
     X(void, exp, (const float *x, float *y, size_t n))
 
@@ -1788,6 +1813,107 @@ MBI_KERNEL void MBI_T(mbi_k_scan_block)(const mbi_scan_block *s) {
     }
 }
 
+/* Tokens t..t+K-1 in one pass over the state, K = tokens whose registers the target has room for.
+ * With `flush` the state is flushed after the last of them. */
+#if V_LANES == 16
+#define MBI_SSD_TILE 8
+#define MBI_SSD_EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#else
+#define MBI_SSD_TILE 4
+#define MBI_SSD_EACH(X) X(0) X(1) X(2) X(3)
+#endif
+#define MBI_SSD_LOAD(k)                                                                            \
+    vf a##k = V_LOAD(s->a + at + (k) * MBI_LANES);                                                 \
+    vf u##k = V_MUL(V_LOAD(s->dt + at + (k) * MBI_LANES), V_LOAD(s->x + at + (k) * MBI_LANES));    \
+    vf y##k = V_SET1(0.0f);
+#define MBI_SSD_STEP(k)                                                                            \
+    h = V_FMA(a##k, h, V_MUL(u##k, V_SET1(B[(k) * MBI_LANES])));                                   \
+    y##k = V_FMA(V_SET1(C[(k) * MBI_LANES]), h, y##k);
+#define MBI_SSD_PASS(EACH)                                                                         \
+    for (b = 0; b < s->d_state; b += MBI_LANES) {                                                  \
+        const float *B = s->B + (size_t)(b / MBI_LANES) * s->bc_block + (size_t)t * MBI_LANES;     \
+        const float *C = s->C + (size_t)(b / MBI_LANES) * s->bc_block + (size_t)t * MBI_LANES;     \
+        float *hp = s->h + (size_t)b * MBI_LANES + (size_t)i;                                      \
+        float *end = hp + mbi_min_int(MBI_LANES, s->d_state - b) * MBI_LANES;                      \
+        for (; hp != end; hp += MBI_LANES, B++, C++) {                                             \
+            vf h = V_LOAD(hp);                                                                     \
+            EACH(MBI_SSD_STEP)                                                                     \
+            V_STORE(hp, flush ? V_GT_SELECT(V_ABS(h), tiny, h, V_SET1(0.0f)) : h);                 \
+        }                                                                                          \
+    }
+#define MBI_SSD_STORE(k)                                                                           \
+    y##k = V_FMA(d, V_LOAD(s->x + at + (k) * MBI_LANES), y##k);                                    \
+    if (s->z) {                                                                                    \
+        y##k = V_MUL(y##k, MBI_T(v_silu)(V_LOAD(s->z + at + (k) * MBI_LANES)));                    \
+    }                                                                                              \
+    V_STORE(s->y + at + (k) * MBI_LANES, y##k);
+
+MBI_FN void MBI_T(mbi_ssd_tile)(const mbi_ssd_block *s, int i, int t, int flush) {
+    const vf tiny = V_SET1(7.888609052210118e-31f); /* 2^-100 */
+    vf d = s->D ? V_LOAD(s->D + i) : V_SET1(0.0f);
+    size_t at = (size_t)t * MBI_LANES + (size_t)i;
+    int b;
+    MBI_SSD_EACH(MBI_SSD_LOAD)
+    MBI_SSD_PASS(MBI_SSD_EACH)
+    MBI_SSD_EACH(MBI_SSD_STORE)
+}
+
+#define MBI_SSD_ONE(X) X(0)
+MBI_FN void MBI_T(mbi_ssd_one)(const mbi_ssd_block *s, int i, int t, int flush) {
+    const vf tiny = V_SET1(7.888609052210118e-31f);
+    vf d = s->D ? V_LOAD(s->D + i) : V_SET1(0.0f);
+    size_t at = (size_t)t * MBI_LANES + (size_t)i;
+    int b;
+    MBI_SSD_LOAD(0)
+    MBI_SSD_PASS(MBI_SSD_ONE)
+    MBI_SSD_STORE(0)
+}
+
+MBI_KERNEL void MBI_T(mbi_k_ssd_block)(const mbi_ssd_block *s) {
+    int i;
+    int t;
+    for (i = 0; i < MBI_LANES; i += V_LANES) {
+        for (t = 0; t < s->n_tokens;) {
+            int left = 16 - (int)((s->position + (uint64_t)t) & 15u); /* up to the next flush */
+            if (left >= MBI_SSD_TILE && s->n_tokens - t >= MBI_SSD_TILE) {
+                MBI_T(mbi_ssd_tile)(s, i, t, left == MBI_SSD_TILE);
+                t += MBI_SSD_TILE;
+            } else {
+                MBI_T(mbi_ssd_one)(s, i, t, left == 1);
+                t++;
+            }
+        }
+    }
+}
+#undef MBI_SSD_TILE
+#undef MBI_SSD_EACH
+#undef MBI_SSD_LOAD
+#undef MBI_SSD_STEP
+#undef MBI_SSD_PASS
+#undef MBI_SSD_STORE
+#undef MBI_SSD_ONE
+
+MBI_KERNEL void MBI_T(mbi_k_ssd_decay)(float *dt, const float *bias, const float *A, float lo,
+                                       float hi, size_t n, float *a) {
+    size_t i;
+    for (i = 0; i < n; i += V_LANES) {
+        vf v = V_LOAD(dt + i);
+        if (bias) {
+            v = MBI_T(v_softplus)(V_ADD(v, V_LOAD(bias + i % MBI_LANES)));
+        }
+        v = V_MAX(V_SET1(lo), V_MIN(V_SET1(hi), v));
+        V_STORE(dt + i, v);
+        V_STORE(a + i, MBI_T(v_exp)(V_MUL(v, V_LOAD(A + i % MBI_LANES))));
+    }
+}
+
+MBI_KERNEL void MBI_T(mbi_k_gate)(const float *x, const float *z, float *y, size_t n) {
+    size_t i;
+    for (i = 0; i < n; i += V_LANES) {
+        V_STORE(y + i, V_MUL(V_LOAD(x + i), MBI_T(v_silu)(V_LOAD(z + i))));
+    }
+}
+
 MBI_KERNEL size_t MBI_T(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tokens) {
     (void)type;
     (void)n;
@@ -2030,9 +2156,9 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *   12  4  reserved                 16 112 parameters, by kind, 4 bytes each:
  *   Mamba-1: d_inner, d_state, d_conv, dt_rank, f32 eps of the norms on dt, B and C
  *            flags: 1 = those norms exist (FalconMamba)
- *   Mamba-2: d_ssm, d_state, d_conv, n_heads, headdim, n_groups, d_mlp, f32 eps of the gated norm,
- *            f32 dt_min, f32 dt_max
- *            flags: 1 = gated norm exists, 2 = norm before gate, 4 = D per channel
+ *   Mamba-2: d_ssm, d_state, d_conv, n_heads, headdim, n_groups, d_mlp (channels of the gated MLP
+ *            beside the SSM), f32 eps of the gated norm, f32 dt_min, f32 dt_max (may be infinite)
+ *            flags: 1 = gated norm exists, 2 = norm before gate
  *   Attention: n_heads, n_kv_heads, headdim, rotary_dim, d_conv, f32 rotary base, f32 scale,
  *            flags: 1 = rotary pairs are adjacent
  *   MLP:     d_ff; flags: 0 = value * silu(gate)
@@ -2064,6 +2190,15 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *             d_inner) segments dt, B, C; dt_proj P (d_inner, dt_rank); dt_bias V (d_inner);
  *             A V (d_inner/16 rounded up * d_state, 16): -exp(A_log) of 16 channels by state, lane
  *             = channel; D V (d_inner); out_proj P (d_model, d_inner); out_proj_bias? V
+ *   Mamba-2:  S = channels of the SSM, N = rows of B and of C: d_ssm and n_groups*d_state, where
+ *             with several groups each group's part is padded to 16;  M = d_mlp padded to 16
+ *             in_proj P (2*d_mlp + 2*S + 2*N, d_model) segments z0?, z, x0?, x, B, C;
+ *             in_proj_bias? V; dt_in P (n_heads, d_model): the rows of in_proj that give dt, kept
+ *             in a float type; conv_w V (d_conv, S pad 16 + 2*(N pad 16)) over [x | B | C]; conv_b? V
+ *             (the same); dt_bias V (n_heads), with the bias of in_proj's dt rows; A V (n_heads):
+ *             -exp(A_log); D V (S), per channel; gated_norm? V (S); out_proj P (d_model, M + S),
+ *             columns [MLP | SSM]; out_proj_bias? V
+ *   MLP:      fc1 P (2*d_ff, d_model) segments value, gate; fc2 P (d_model, d_ff)
  *   biases of panels are padded like the rows of their matrix, segment by segment.
  *
  * "tokenizer": see @@vocabulary.
@@ -2793,6 +2928,24 @@ typedef struct mbi_mamba1 {
     const float *dt_bias, *A, *D;    /* (d_inner seg), [d_inner seg/16][d_state][16], (d_inner seg) */
 } mbi_mamba1;
 
+typedef struct mbi_mamba2 {
+    int d_ssm, d_state, d_conv, n_heads, headdim, n_groups, d_mlp;
+    int has_norm, norm_first; /* gated norm; before the gate */
+    float norm_eps, dt_min, dt_max;
+    int group_width;  /* channels of a group, padded to 16 */
+    int width, n_bc;  /* channels and rows of B, all groups, seg */
+    mbi_mat in_proj, dt_in, out_proj;
+    const float *in_bias, *out_bias; /* padded like the rows */
+    const float *conv_w, *conv_b;    /* (d_conv, width + 2*n_bc), (width + 2*n_bc) */
+    const float *dt_bias, *A;        /* (n_heads seg) */
+    const float *D, *norm;           /* (width) */
+} mbi_mamba2;
+
+typedef struct mbi_mlp {
+    int d_ff;
+    mbi_mat fc1, fc2;
+} mbi_mlp;
+
 typedef struct mbi_layer mbi_layer;
 typedef struct mbi_binder mbi_binder;
 typedef struct mbi_ctx mbi_ctx;
@@ -2815,6 +2968,8 @@ struct mbi_layer {
     float norm_eps;
     union {
         mbi_mamba1 mamba1;
+        mbi_mamba2 mamba2;
+        mbi_mlp mlp;
     } u;
 };
 
@@ -3257,7 +3412,7 @@ static mamba_status mbi_bind_layers(mbi_binder *b) {
         if (!l->ops) {
             return mbi_fail_value(b->err, MAMBA_ERR_UNSUPPORTED,
                                   "kind of layer not known to this build", "layers", at,
-                                  record.kind, MAMBA_LAYER_MAMBA1, MAMBA_LAYER_MAMBA1);
+                                  record.kind, MAMBA_LAYER_MAMBA1, MAMBA_LAYER_MLP);
         }
         if (!mbi_positive(record.norm_eps)) {
             return mbi_fail(b->err, MAMBA_ERR_FORMAT, "eps of the norm must be positive",
@@ -3333,7 +3488,7 @@ struct mbi_ctx {
     float *u;                /* normalised input of the layer, blocked */
     unsigned char *prepared; /* activations as gemm wants them */
     unsigned char *task_scratch;
-    size_t task_bytes;       /* per task: MBI_GEMM_SCRATCH, then a [T][16] block */
+    size_t task_bytes;       /* per task: MBI_GEMM_SCRATCH, then two [T][16] blocks */
     float *scratch;          /* the layer's own */
 };
 
@@ -3649,11 +3804,405 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * @@gates   Gates and norms between a layer's core and its last product                  (private)
+ * ---------------------------------------------------------------------------------------------- */
+/* What happens to the blocked input of the last product of a layer, token tile by token tile: the
+ * first blocks are gated (MLP), the rest normalised group by group and gated, and then everything
+ * is brought into the form that the product reads. */
+typedef struct mbi_gate_job {
+    const mbi_ctx *ctx;
+    mamba_type type;      /* of the product's weights */
+    int n, n_tasks;       /* columns of the product */
+    float *x;             /* blocked (n, T) */
+    const float *mlp_z;   /* gates of the first n_mlp blocks */
+    int n_mlp;
+    const float *norm;    /* weights (n_groups * group_blocks * 16), NULL = no norm */
+    float eps;
+    int n_groups, group, group_blocks; /* channels of a group, without and with padding */
+    const float *z;       /* gates after the norm, or NULL */
+} mbi_gate_job;
+
+static void mbi_gate_task(void *arg, int i) {
+    const mbi_gate_job *j = (const mbi_gate_job *)arg;
+    const mbi_ctx *ctx = j->ctx;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    int n_tiles = (ctx->n_tokens + 15) / 16;
+    int t0 = mbi_split(n_tiles, j->n_tasks, i) * 16;
+    int t1 = mbi_min_int(mbi_split(n_tiles, j->n_tasks, i + 1) * 16, ctx->n_tokens);
+    size_t first = (size_t)t0 * MBI_LANES;
+    size_t count = (size_t)(t1 - t0) * MBI_LANES;
+    int b;
+    if (t0 >= t1) {
+        return;
+    }
+    for (b = 0; b < j->n_mlp; b++) {
+        float *x = j->x + (size_t)b * block + first;
+        ctx->k->gate(x, j->mlp_z + (size_t)b * block + first, x, count);
+    }
+    for (b = 0; j->norm && b < j->n_groups; b++) {
+        float *x = j->x + (size_t)(j->n_mlp + b * j->group_blocks) * block;
+        ctx->k->rmsnorm(x, j->norm + (size_t)b * (size_t)j->group_blocks * MBI_LANES, j->eps,
+                        j->group, ctx->n_tokens, t0, t1, x);
+    }
+    for (b = 0; j->z && b < j->n_groups * j->group_blocks; b++) {
+        float *x = j->x + (size_t)(j->n_mlp + b) * block + first;
+        ctx->k->gate(x, j->z + (size_t)b * block + first, x, count);
+    }
+    if (ctx->k->prepared_bytes(j->type, j->n, ctx->n_tokens) != 0) {
+        ctx->k->prepare(j->type, j->x, j->n, ctx->n_tokens, t0, t1, ctx->prepared);
+    }
+}
+
+/* Runs the job (ctx, n_tasks are filled in here) and returns what gemm shall read. */
+static const void *mbi_gate_run(const mbi_ctx *ctx, mbi_gate_job *j) {
+    int prepared = ctx->k->prepared_bytes(j->type, j->n, ctx->n_tokens) != 0;
+    j->ctx = ctx;
+    j->n_tasks = mbi_min_int(ctx->n_tasks, (ctx->n_tokens + 15) / 16);
+    if (prepared || j->n_mlp != 0 || j->norm || j->z) {
+        mbi_parallel_for(ctx->parallel, j->n_tasks, mbi_gate_task, j);
+    }
+    return prepared ? (const void *)ctx->prepared : (const void *)j->x;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * @@mamba2   Mamba-2 layers                                                              (private)
+ *
+ * Per token [Dao & Gu 2024, section 7; names as in mamba_ssm mamba2.py], head p, group g of p:
+ *   [z0 | z | x0 | x | B | C] = in_proj u + b;  dt = dt_in u;  [x | B | C] = silu(conv1d(x | B | C))
+ *   dt = clamp(softplus(dt + dt_bias), dt_min, dt_max)
+ *   h = exp(dt_p A_p) h + dt_p x B_g^T;  y = h C_g + D x
+ *   y = norm(y silu(z)), or norm(y) silu(z), or y silu(z), the norm over each group's channels
+ *   r += out_proj [x0 silu(z0) | y] + b
+ * State: conv inputs (d_conv-1, width + 2*n_bc), oldest first; then h [width/16][d_state][16],
+ * lane = channel: no sum runs across lanes, and a head may have any width.
+ *
+ * Prompts run the same recurrence as steps, eight tokens (AVX-512) or four to one pass over the
+ * state, so a state value is loaded and stored once for them and the arithmetic of a token does
+ * not depend on how the prompt was cut: prefill, chunks and steps give the same bits.
+ * ---------------------------------------------------------------------------------------------- */
+static uint32_t mbi_clamp_u32(uint64_t v) {
+    return v > UINT32_MAX ? UINT32_MAX : (uint32_t)v;
+}
+
+/* Rows of n_groups groups of `width`: with several groups each is padded to 16. */
+static uint64_t mbi_group_rows(uint64_t n_groups, uint64_t width) {
+    return n_groups == 1 ? width : n_groups * mbi_pad(width, MBI_LANES);
+}
+
+static int mbi_mamba2_params(mbi_binder *b, mbi_mamba2 *m, const mbi_layer_record *record) {
+    const uint32_t *u = record->u;
+    uint64_t n_bc;
+    uint64_t width;
+    uint64_t floats;
+    if (mbi_bind_param(b, "d_ssm", u[0], 1, 1 << 20) ||
+        mbi_bind_param(b, "d_state", u[1], 1, 4096) || mbi_bind_param(b, "d_conv", u[2], 1, 8) ||
+        mbi_bind_param(b, "n_heads", u[3], 1, u[0]) ||
+        mbi_bind_param(b, "headdim", u[4], u[0] / u[3], u[0] / u[3]) ||
+        mbi_bind_param(b, "n_heads * headdim", u[3] * u[4], u[0], u[0]) ||
+        mbi_bind_param(b, "n_groups", u[5], 1, u[3]) ||
+        mbi_bind_param(b, "n_heads % n_groups", u[3] % u[5], 0, 0) ||
+        mbi_bind_param(b, "d_mlp", u[6], 0, 1 << 20) ||
+        mbi_bind_param(b, "flags", record->flags, 0, 3)) {
+        return 0;
+    }
+    n_bc = mbi_pad(mbi_group_rows(u[5], u[1]), MBI_LANES);
+    width = mbi_pad(mbi_group_rows(u[5], u[0] / u[5]), MBI_LANES);
+    floats = width * u[1] + (uint64_t)(u[2] - 1) * (width + 2 * n_bc);
+    if (mbi_bind_param(b, "rows of B", mbi_clamp_u32(n_bc), 1, 1 << 22) ||
+        mbi_bind_param(b, "floats of state", mbi_clamp_u32(floats), 1,
+                       1 << 28)) {
+        return 0;
+    }
+    m->d_ssm = (int)u[0];
+    m->d_state = (int)u[1];
+    m->d_conv = (int)u[2];
+    m->n_heads = (int)u[3];
+    m->headdim = (int)u[4];
+    m->n_groups = (int)u[5];
+    m->d_mlp = (int)u[6];
+    m->norm_eps = mbi_bits_f32(u[7]);
+    m->dt_min = mbi_bits_f32(u[8]);
+    m->dt_max = mbi_bits_f32(u[9]);
+    m->has_norm = (int)(record->flags & 1);
+    m->norm_first = (int)(record->flags >> 1);
+    m->width = (int)width;
+    m->group_width = (int)width / m->n_groups;
+    m->n_bc = (int)n_bc;
+    if ((m->has_norm && !mbi_positive(m->norm_eps)) ||
+        !(m->dt_min >= 0.0f && m->dt_min <= 3.4028234e38f && m->dt_max >= m->dt_min)) {
+        b->status = mbi_fail(b->err, MAMBA_ERR_FORMAT, "eps of the gated norm must be positive, "
+                             "0 <= dt_min <= dt_max", "layers", 0);
+        return 0;
+    }
+    return 1;
+}
+
+static void mbi_mamba2_bind(mbi_binder *b, mbi_layer *l, const mbi_layer_record *record) {
+    mbi_mamba2 *m = &l->u.mamba2;
+    int d_model = (int)b->m->config.d_model;
+    int segments[6];
+    int n = 0;
+    int ssm;
+    int bc;
+    int mlp;
+    uint64_t channels;
+    if (!mbi_mamba2_params(b, m, record)) {
+        return;
+    }
+    ssm = (int)mbi_group_rows((uint64_t)m->n_groups, (uint64_t)(m->d_ssm / m->n_groups));
+    bc = (int)mbi_group_rows((uint64_t)m->n_groups, (uint64_t)m->d_state);
+    mlp = mbi_pad_int(m->d_mlp, MBI_LANES);
+    if (m->d_mlp != 0) {
+        segments[n++] = m->d_mlp;
+    }
+    segments[n++] = ssm;
+    if (m->d_mlp != 0) {
+        segments[n++] = m->d_mlp;
+    }
+    segments[n++] = ssm;
+    segments[n++] = bc;
+    segments[n++] = bc;
+    mbi_bind_panels(b, "in_proj", segments, n, d_model, &m->in_proj);
+    mbi_bind_panels(b, "dt_in", &m->n_heads, 1, d_model, &m->dt_in);
+    mbi_bind_panels(b, "out_proj", &d_model, 1, mlp + ssm, &m->out_proj);
+    m->in_bias = mbi_bind_vector(b, "in_proj_bias", 1,
+                                 2 * (uint64_t)(mlp + m->width + m->n_bc), 1);
+    m->out_bias = mbi_bind_vector(b, "out_proj_bias", 1, (uint64_t)mbi_pad_int(d_model, 16), 1);
+    channels = (uint64_t)(m->width + 2 * m->n_bc);
+    m->conv_w = mbi_bind_vector(b, "conv_w", (uint64_t)m->d_conv, channels, 0);
+    m->conv_b = mbi_bind_vector(b, "conv_b", 1, channels, 1);
+    m->dt_bias = mbi_bind_vector(b, "dt_bias", 1, (uint64_t)m->n_heads, 0);
+    m->A = mbi_bind_vector(b, "A", 1, (uint64_t)m->n_heads, 0);
+    m->D = mbi_bind_vector(b, "D", 1, (uint64_t)ssm, 0);
+    if (m->has_norm) {
+        m->norm = mbi_bind_vector(b, "gated_norm", 1, (uint64_t)ssm, 0);
+    }
+}
+
+static void mbi_mamba2_describe(const mbi_layer *l, mamba_layer_info *info) {
+    const mbi_mamba2 *m = &l->u.mamba2;
+    info->d_inner = m->d_ssm + m->d_mlp;
+    info->d_state = m->d_state;
+    info->d_conv = m->d_conv;
+    info->n_heads = m->n_heads;
+    info->headdim = m->headdim;
+    info->n_groups = m->n_groups;
+}
+
+static size_t mbi_mamba2_state(const mbi_layer *l) {
+    const mbi_mamba2 *m = &l->u.mamba2;
+    return (size_t)m->width * (size_t)m->d_state +
+           (size_t)(m->d_conv - 1) * (size_t)(m->width + 2 * m->n_bc);
+}
+
+/* [z0 | z | x0 | x | B | C], dt and exp(dt A), blocked. */
+static size_t mbi_mamba2_scratch(const mbi_layer *l, int n_tokens) {
+    const mbi_mamba2 *m = &l->u.mamba2;
+    return (size_t)(m->in_proj.n_panels + 2 * m->dt_in.n_panels) * MBI_LANES * (size_t)n_tokens;
+}
+
+typedef struct mbi_mamba2_job {
+    mbi_ctx *ctx;
+    const mbi_mamba2 *m;
+    float *z, *x, *bc;    /* blocked (width, T); B then C (n_bc, T) each */
+    float *dt, *a;        /* blocked (n_heads, T): time step, decay */
+    const void *u;        /* input prepared for dt_in */
+    float *conv_state, *h;
+    int n_tasks;
+} mbi_mamba2_job;
+
+static void mbi_mamba2_conv(const mbi_mamba2_job *j, int block, float *x) {
+    const mbi_mamba2 *m = j->m;
+    int c = block * MBI_LANES;
+    j->ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
+                    j->ctx->n_tokens, j->conv_state + c, (size_t)(m->width + 2 * m->n_bc), x);
+}
+
+/* What all heads share: dt with its decays, and the convolution of B and C. */
+static void mbi_mamba2_shared_task(void *arg, int i) {
+    const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
+    const mbi_mamba2 *m = j->m;
+    mbi_ctx *ctx = j->ctx;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    int n_dt = m->dt_in.n_panels;
+    int n_bc = 2 * m->n_bc / MBI_LANES;
+    int b = mbi_split(n_dt + n_bc, j->n_tasks, i);
+    int end = mbi_split(n_dt + n_bc, j->n_tasks, i + 1);
+    mbi_gemm g;
+    memset(&g, 0, sizeof g);
+    g.w = &m->dt_in;
+    g.x = j->u;
+    g.n_tokens = ctx->n_tokens;
+    g.y = j->dt;
+    g.y_panel = block;
+    g.y_token = MBI_LANES;
+    g.scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
+    for (; b < end; b++) {
+        if (b < n_dt) {
+            ctx->k->gemm(&g, b, b + 1, 0, ctx->n_tokens);
+            ctx->k->ssd_decay(j->dt + (size_t)b * block, m->dt_bias + b * MBI_LANES,
+                              m->A + b * MBI_LANES, m->dt_min, m->dt_max, block,
+                              j->a + (size_t)b * block);
+        } else {
+            mbi_mamba2_conv(j, m->width / MBI_LANES + b - n_dt,
+                            j->bc + (size_t)(b - n_dt) * block);
+        }
+    }
+}
+
+/* Rows of one block of 16 channels out of blocked per-head values: out[t][lane]. */
+static void mbi_mamba2_expand(const mbi_mamba2 *m, int n_tokens, int b, const float *heads,
+                              float *out) {
+    size_t at[MBI_LANES];
+    int per_group = m->d_ssm / m->n_groups;
+    int one_head;
+    int i;
+    int t;
+    for (i = 0; i < MBI_LANES; i++) {
+        int g = b * MBI_LANES / m->group_width;
+        int c = mbi_min_int(b * MBI_LANES + i - g * m->group_width, per_group - 1);
+        int head = (g * per_group + c) / m->headdim;
+        at[i] = (size_t)(head / MBI_LANES) * (size_t)n_tokens * MBI_LANES +
+                (size_t)(head % MBI_LANES);
+    }
+    one_head = at[0] == at[MBI_LANES - 1];
+    for (t = 0; t < n_tokens; t++) {
+        const float *from = heads + (size_t)t * MBI_LANES;
+        float *to = out + (size_t)t * MBI_LANES;
+        float first = from[at[0]];
+        for (i = 0; i < MBI_LANES; i++) {
+            to[i] = one_head ? first : from[at[i]];
+        }
+    }
+}
+
+/* Convolution and recurrence of 16 channels at a time; y replaces x. */
+static void mbi_mamba2_scan_task(void *arg, int i) {
+    const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
+    const mbi_mamba2 *m = j->m;
+    mbi_ctx *ctx = j->ctx;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    unsigned char *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
+    float *dt = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
+    float *a = dt + block;
+    int b = mbi_split(m->width / MBI_LANES, j->n_tasks, i);
+    int end = mbi_split(m->width / MBI_LANES, j->n_tasks, i + 1);
+    for (; b < end; b++) {
+        int g = b * MBI_LANES / m->group_width;
+        int bc = g * mbi_pad_int(m->d_state, MBI_LANES) / MBI_LANES;
+        mbi_ssd_block s;
+        s.x = s.y = j->x + (size_t)b * block;
+        mbi_mamba2_conv(j, b, s.y);
+        mbi_mamba2_expand(m, ctx->n_tokens, b, j->dt, dt);
+        mbi_mamba2_expand(m, ctx->n_tokens, b, j->a, a);
+        s.a = a;
+        s.dt = dt;
+        s.z = m->has_norm && m->norm_first ? NULL : j->z + (size_t)b * block;
+        s.B = j->bc + (size_t)bc * block;
+        s.C = s.B + (size_t)(m->n_bc / MBI_LANES) * block;
+        s.D = m->D + b * MBI_LANES;
+        s.h = j->h + (size_t)b * (size_t)m->d_state * MBI_LANES;
+        s.bc_block = block;
+        s.position = ctx->position;
+        s.n_tokens = ctx->n_tokens;
+        s.d_state = m->d_state;
+        ctx->k->ssd_block(&s);
+    }
+}
+
+static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
+    const mbi_mamba2 *m = &l->u.mamba2;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    size_t width = (size_t)(m->width / MBI_LANES);
+    size_t mlp = (size_t)mbi_pad_int(m->d_mlp, MBI_LANES) / MBI_LANES;
+    mbi_mamba2_job j;
+    mbi_gate_job gate;
+    j.ctx = ctx;
+    j.m = m;
+    j.z = ctx->scratch + mlp * block;
+    j.x = j.z + (width + mlp) * block;
+    j.bc = j.x + width * block;
+    j.dt = ctx->scratch + (size_t)m->in_proj.n_panels * block;
+    j.a = j.dt + (size_t)m->dt_in.n_panels * block;
+    j.conv_state = state;
+    j.h = state + (size_t)(m->d_conv - 1) * (size_t)(m->width + 2 * m->n_bc);
+
+    j.u = mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps);
+    mbi_linear(ctx, &m->in_proj, j.u, m->in_bias, 0, ctx->scratch);
+    if (m->dt_in.type != m->in_proj.type) {
+        j.u = mbi_prepare(ctx, m->dt_in.type, ctx->u, m->dt_in.cols);
+    }
+    j.n_tasks = mbi_min_int(ctx->n_tasks, m->dt_in.n_panels + 2 * m->n_bc / MBI_LANES);
+    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba2_shared_task, &j);
+    j.n_tasks = mbi_min_int(ctx->n_tasks, m->width / MBI_LANES);
+    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba2_scan_task, &j);
+
+    memset(&gate, 0, sizeof gate);
+    gate.type = m->out_proj.type;
+    gate.n = m->out_proj.cols;
+    gate.x = j.x - mlp * block;
+    gate.mlp_z = ctx->scratch;
+    gate.n_mlp = (int)mlp;
+    gate.norm = m->norm;
+    gate.eps = m->norm_eps;
+    gate.n_groups = m->n_groups;
+    gate.group = m->d_ssm / m->n_groups;
+    gate.group_blocks = m->group_width / MBI_LANES;
+    gate.z = m->has_norm && m->norm_first ? j.z : NULL;
+    mbi_linear(ctx, &m->out_proj, mbi_gate_run(ctx, &gate), m->out_bias, 1, ctx->r);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * @@mlp   Gated MLP layers                                                               (private)
+ *
+ *   [v | g] = fc1 u;  r += fc2 (v silu(g))        (mamba_ssm mlp.py: the value is the first half)
+ * ---------------------------------------------------------------------------------------------- */
+static void mbi_mlp_bind(mbi_binder *b, mbi_layer *l, const mbi_layer_record *record) {
+    mbi_mlp *m = &l->u.mlp;
+    int d_model = (int)b->m->config.d_model;
+    int segments[2];
+    if (mbi_bind_param(b, "d_ff", record->u[0], 1, 1 << 22) ||
+        mbi_bind_param(b, "flags", record->flags, 0, 0)) {
+        return;
+    }
+    m->d_ff = segments[0] = segments[1] = (int)record->u[0];
+    mbi_bind_panels(b, "fc1", segments, 2, d_model, &m->fc1);
+    mbi_bind_panels(b, "fc2", &d_model, 1, m->d_ff, &m->fc2);
+}
+
+static void mbi_mlp_describe(const mbi_layer *l, mamba_layer_info *info) {
+    info->d_inner = l->u.mlp.d_ff;
+}
+
+static size_t mbi_mlp_scratch(const mbi_layer *l, int n_tokens) {
+    return (size_t)l->u.mlp.fc1.n_panels * MBI_LANES * (size_t)n_tokens;
+}
+
+static void mbi_mlp_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
+    const mbi_mlp *m = &l->u.mlp;
+    mbi_gate_job gate;
+    (void)state;
+    mbi_linear(ctx, &m->fc1, mbi_norm_prepare(ctx, m->fc1.type, l->norm, l->norm_eps), NULL, 0,
+               ctx->scratch);
+    memset(&gate, 0, sizeof gate);
+    gate.type = m->fc2.type;
+    gate.n = m->d_ff;
+    gate.x = ctx->scratch;
+    gate.n_mlp = mbi_pad_int(m->d_ff, MBI_LANES) / MBI_LANES;
+    gate.mlp_z = ctx->scratch + (size_t)gate.n_mlp * (size_t)ctx->n_tokens * MBI_LANES;
+    mbi_linear(ctx, &m->fc2, mbi_gate_run(ctx, &gate), NULL, 1, ctx->r);
+}
+
+/* ------------------------------------------------------------------------------------------------
  * @@layers   The table of kinds                                                          (private)
  * ---------------------------------------------------------------------------------------------- */
 static const mbi_layer_ops mbi_layer_table[] = {
     {MAMBA_LAYER_MAMBA1, mbi_mamba1_bind, mbi_mamba1_describe, mbi_mamba1_state, mbi_no_floats,
      mbi_mamba1_scratch, mbi_mamba1_forward},
+    {MAMBA_LAYER_MAMBA2, mbi_mamba2_bind, mbi_mamba2_describe, mbi_mamba2_state, mbi_no_floats,
+     mbi_mamba2_scratch, mbi_mamba2_forward},
+    {MAMBA_LAYER_MLP, mbi_mlp_bind, mbi_mlp_describe, mbi_no_floats, mbi_no_floats,
+     mbi_mlp_scratch, mbi_mlp_forward},
 };
 
 static const mbi_layer_ops *mbi_layer_ops_of(uint32_t kind) {
@@ -3778,7 +4327,7 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     c->r = (float *)mbi_arena_take(a, width * T, 4);
     c->u = (float *)mbi_arena_take(a, width * T, 4);
     c->prepared = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
-    c->task_bytes = (size_t)(MBI_GEMM_SCRATCH + mbi_pad(T * MBI_LANES * 4, 64));
+    c->task_bytes = (size_t)(MBI_GEMM_SCRATCH + 2 * T * MBI_LANES * 4);
     c->task_scratch = (unsigned char *)mbi_arena_take(a, (uint64_t)s->n_tasks, c->task_bytes);
     c->scratch = (float *)mbi_arena_take(a, scratch, 4);
     c->model = m;

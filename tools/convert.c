@@ -108,6 +108,170 @@ static tl_status cv_A(const wr_item *item, uint64_t row, float *out, tl_error *e
     return status;
 }
 
+/* ---- Mamba-2: groups padded to 16, see mamba.h, @@format ----------------------------------------------------- */
+
+/* Index among n_groups groups of `width` that each are padded to 16 -> index without padding, or -1. */
+static int64_t cv_unpad(uint64_t i, uint64_t n_groups, uint64_t width)
+{
+    uint64_t padded = mbi_pad(width, 16);
+    return i / padded < n_groups && i % padded < width ? (int64_t)(i / padded * width + i % padded) : -1;
+}
+
+/* The axes of one Mamba-2 layer, from item->d = {d_mlp, d_ssm, d_state, n_groups}. */
+typedef struct {
+    uint64_t mlp, ssm, bc;                  /* stored rows of the segments */
+    uint64_t d_mlp, d_ssm, n_bc;            /* rows of the checkpoint */
+    uint64_t n_groups, d_state;
+} cv_axes;
+
+static cv_axes cv_axes_of(const int d[4])
+{
+    cv_axes a;
+    a.d_mlp = a.mlp = (uint64_t)d[0];
+    a.d_ssm = (uint64_t)d[1];
+    a.d_state = (uint64_t)d[2];
+    a.n_groups = (uint64_t)d[3];
+    a.n_bc = a.n_groups * a.d_state;
+    a.ssm = mbi_group_rows(a.n_groups, a.d_ssm / a.n_groups);
+    a.bc = mbi_group_rows(a.n_groups, a.d_state);
+    return a;
+}
+
+/* Stored segments of in_proj [z0 | z | x0 | x | B | C] against the checkpoint's [z0 | x0 | z | x | B | C]: row of
+ * the checkpoint for row r of segment s, or -1 for padding. */
+static int64_t cv_in_row(const cv_axes *a, int s, uint64_t r)
+{
+    const uint64_t start[6] = {0, 2 * a->d_mlp, a->d_mlp, 2 * a->d_mlp + a->d_ssm, 2 * (a->d_mlp + a->d_ssm),
+                               2 * (a->d_mlp + a->d_ssm) + a->n_bc};
+    int64_t i = s == 0 || s == 2 ? (int64_t)r
+              : s < 4 ? cv_unpad(r, a->n_groups, a->d_ssm / a->n_groups) : cv_unpad(r, a->n_groups, a->d_state);
+    return i < 0 ? -1 : (int64_t)start[s] + i;
+}
+
+static tl_status cv_in_proj2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    cv_axes a = cv_axes_of(item->d);
+    const uint64_t rows[6] = {a.mlp, a.ssm, a.mlp, a.ssm, a.bc, a.bc};
+    int64_t from;
+    int s = 0;
+    while (row >= rows[s]) {
+        row -= rows[s++];
+    }
+    from = cv_in_row(&a, s, row);
+    return from < 0 ? TL_OK : ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor,
+                                          (uint64_t)from * item->t.cols, item->t.cols, out, err);
+}
+
+/* The bias of in_proj, each segment padded to 16. */
+static tl_status cv_in_bias2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    cv_axes a = cv_axes_of(item->d);
+    const uint64_t rows[6] = {a.mlp, a.ssm, a.mlp, a.ssm, a.bc, a.bc};
+    tl_status status = TL_OK;
+    (void)row;
+    for (int s = 0; s < 6; s++) {
+        for (uint64_t r = 0; r < rows[s] && status == TL_OK; r++) {
+            int64_t from = cv_in_row(&a, s, r);
+            if (from >= 0) {
+                status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, (uint64_t)from,
+                                     1, out + r, err);
+            }
+        }
+        out += mbi_pad(rows[s], 16);
+    }
+    return status;
+}
+
+/* Taps (channels, 1, d_conv) or bias (channels) of the convolution over [x | B | C]: item->t.rows rows. */
+static tl_status cv_conv2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    cv_axes a = cv_axes_of(item->d);
+    const uint64_t rows[3] = {a.ssm, a.bc, a.bc};
+    uint64_t d_conv = item->t.rows, at = 0;
+    float taps[64];
+    tl_status status = TL_OK;
+    (void)row;
+    for (int s = 0; s < 3; s++) {
+        for (uint64_t r = 0; r < rows[s] && status == TL_OK; r++) {
+            int64_t from = cv_in_row(&a, 3 + s, r);
+            if (from >= 0) {
+                from -= (int64_t)(2 * a.d_mlp + a.d_ssm);
+                status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor,
+                                     (uint64_t)from * d_conv, d_conv, taps, err);
+                for (uint64_t j = 0; j < d_conv; j++) {
+                    out[j * mbi_pad(item->t.cols, 16) + at + r] = taps[j];
+                }
+            }
+        }
+        at += mbi_pad(rows[s], 16);
+    }
+    return status;
+}
+
+/* A vector over the SSM's channels: one value per channel, or per head of item->first channels. */
+static tl_status cv_channels2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    cv_axes a = cv_axes_of(item->d);
+    tl_status status = TL_OK;
+    (void)row;
+    for (uint64_t r = 0; r < a.ssm && status == TL_OK; r++) {
+        int64_t from = cv_unpad(r, a.n_groups, a.d_ssm / a.n_groups);
+        if (from >= 0) {
+            status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor,
+                                 (uint64_t)from / item->first, 1, out + r, err);
+        }
+    }
+    return status;
+}
+
+/* One row of out_proj: columns [MLP padded to 16 | SSM]. */
+static tl_status cv_out_proj2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    cv_axes a = cv_axes_of(item->d);
+    uint64_t cols = a.d_mlp + a.d_ssm;
+    float *line = (float *)tl_malloc(cols, sizeof(float), err);
+    tl_status status = line == NULL ? TL_ERR_MEMORY
+                                    : ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor,
+                                                  row * cols, cols, line, err);
+    if (status == TL_OK) {
+        memcpy(out, line, a.d_mlp * sizeof(float));
+        out += mbi_pad(a.d_mlp, 16);
+        for (uint64_t r = 0; r < a.ssm; r++) {
+            int64_t from = cv_unpad(r, a.n_groups, a.d_ssm / a.n_groups);
+            out[r] = from >= 0 ? line[a.d_mlp + (uint64_t)from] : 0.0f;
+        }
+    }
+    tl_free(line);
+    return status;
+}
+
+/* A = -exp(A_log) per head. */
+static tl_status cv_A2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    tl_status status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, 0, item->t.cols,
+                                   out, err);
+    (void)row;
+    for (uint64_t i = 0; i < item->t.cols && status == TL_OK; i++) {
+        out[i] = (float)-exp((double)out[i]);
+    }
+    return status;
+}
+
+/* dt_bias, with the bias that in_proj's dt rows may have (item->extra, from element item->first). */
+static tl_status cv_dt_bias2(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    uint64_t n = item->t.cols;
+    const ck_source *ck = (const ck_source *)item->from;
+    tl_status status = ck_read_f32(ck, (const ck_tensor *)item->tensor, 0, n, out, err);
+    (void)row;
+    for (uint64_t i = 0; item->extra != NULL && i < n && status == TL_OK; i++) {
+        float b;
+        status = ck_read_f32(ck, (const ck_tensor *)item->extra, item->first + i, 1, &b, err);
+        out[i] += b;
+    }
+    return status;
+}
+
 /* ---- the list of tensors ---------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -191,6 +355,124 @@ static void cv_mamba1(const cv_plan *p, const ck_model *m, const ck_layer *l, mb
     }
 }
 
+/* An item of a Mamba-2 layer that knows the axes. */
+static wr_item *cv_add2(const cv_plan *p, const ck_model *m, const char *what, mamba_type type, uint32_t layout,
+                        const ck_tensor *t, wr_source source)
+{
+    wr_item *item = t != NULL ? cv_add(p, what, type, layout, t, source) : NULL;
+    if (item != NULL) {
+        item->d[0] = (int)(m->d_inner - m->d_ssm);
+        item->d[1] = (int)m->d_ssm;
+        item->d[2] = (int)m->d_state;
+        item->d[3] = (int)m->n_groups;
+    }
+    return item;
+}
+
+/* A vector of `rows` rows of n floats. */
+static wr_item *cv_vector2(const cv_plan *p, const ck_model *m, const char *what, const ck_tensor *t,
+                           wr_source source, uint64_t rows, uint64_t n)
+{
+    wr_item *item = cv_add2(p, m, what, MAMBA_F32, MBI_LAYOUT_VECTOR, t, source);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)n;
+        wr_segment(item, rows);
+    }
+    return item;
+}
+
+static void cv_mamba2(const cv_plan *p, const ck_model *m, const ck_layer *l, mbi_layer_record *record)
+{
+    const int d[4] = {(int)(m->d_inner - m->d_ssm), (int)m->d_ssm, (int)m->d_state, (int)m->n_groups};
+    cv_axes a = cv_axes_of(d);
+    const uint64_t rows[6] = {a.mlp, a.ssm, a.mlp, a.ssm, a.bc, a.bc};
+    uint64_t width = mbi_pad(a.ssm, 16), n_bc = mbi_pad(a.bc, 16), mlp = mbi_pad(a.mlp, 16);
+    uint64_t dt_row = 2 * (a.d_mlp + a.d_ssm + a.n_bc);
+    wr_item *item;
+    record->kind = MAMBA_LAYER_MAMBA2;
+    record->flags = (m->rms_gated ? 1u : 0u) | (m->rms_gated && m->norm_before_gate ? 2u : 0u);
+    record->u[0] = (uint32_t)m->d_ssm;
+    record->u[1] = (uint32_t)m->d_state;
+    record->u[2] = (uint32_t)m->d_conv;
+    record->u[3] = (uint32_t)m->n_heads;
+    record->u[4] = (uint32_t)m->headdim;
+    record->u[5] = (uint32_t)m->n_groups;
+    record->u[6] = (uint32_t)a.d_mlp;
+    record->u[7] = mbi_f32_bits((float)m->eps);
+    record->u[8] = mbi_f32_bits((float)m->dt_limit[0]);
+    record->u[9] = mbi_f32_bits((float)m->dt_limit[1]);
+    item = cv_add2(p, m, "in_proj", p->type, MBI_LAYOUT_PANELS, l->in_proj, cv_in_proj2);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)m->d_model;
+        for (int s = 0; s < 6; s++) {
+            if (rows[s] != 0) {
+                wr_segment(item, rows[s]);
+            }
+        }
+    }
+    cv_vector2(p, m, "in_proj_bias", l->in_proj_bias, cv_in_bias2, 1, 2 * (mlp + width + n_bc));
+    item = cv_add2(p, m, "dt_in", p->sensitive, MBI_LAYOUT_PANELS, l->in_proj, cv_row);
+    if (item != NULL) {
+        item->first = dt_row;
+        item->t.cols = (uint32_t)m->d_model;
+        wr_segment(item, m->n_heads);
+    }
+    item = cv_add2(p, m, "out_proj", p->type, MBI_LAYOUT_PANELS, l->out_proj, cv_out_proj2);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)(mlp + a.ssm);
+        wr_segment(item, m->d_model);
+    }
+    cv_floats(p, "out_proj_bias", l->out_proj_bias, 1, m->d_model, 1);
+    cv_vector2(p, m, "conv_w", l->conv, cv_conv2, m->d_conv, width + 2 * n_bc);
+    cv_vector2(p, m, "conv_b", l->conv_bias, cv_conv2, 1, width + 2 * n_bc);
+    item = cv_vector2(p, m, "dt_bias", l->dt_bias, cv_dt_bias2, 1, m->n_heads);
+    if (item != NULL) {
+        item->extra = l->in_proj_bias;
+        item->first = dt_row;
+    }
+    cv_vector2(p, m, "A", l->A_log, cv_A2, 1, m->n_heads);
+    item = cv_vector2(p, m, "D", l->D, cv_channels2, 1, a.ssm);
+    if (item != NULL) {
+        item->first = m->D_has_hdim ? 1 : m->headdim;
+    }
+    item = cv_vector2(p, m, "gated_norm", l->gated_norm, cv_channels2, 1, a.ssm);
+    if (item != NULL) {
+        item->first = 1;
+    }
+}
+
+static void cv_mlp(const cv_plan *p, const ck_model *m, const ck_layer *l, mbi_layer_record *record)
+{
+    record->kind = MAMBA_LAYER_MLP;
+    record->u[0] = (uint32_t)m->d_mlp;
+    cv_matrix(p, "fc1", p->type, l->fc1, m->d_model, m->d_mlp, m->d_mlp, 0);
+    cv_matrix(p, "fc2", p->type, l->fc2, m->d_mlp, m->d_model, 0, 0);
+}
+
+/* The records of the layers: each mixer, and its MLP as a layer of its own. */
+static void cv_layers(cv_plan *p, const ck_model *m, mbi_layer_record *records)
+{
+    mbi_layer_record *r = records;
+    for (uint64_t i = 0; i < m->n_layer; i++, r++) {
+        const ck_layer *l = &m->layers[i];
+        p->layer = (int)(r - records);
+        r->norm_eps = (float)m->eps;
+        cv_floats(p, "norm", l->norm, 1, m->d_model, 0);
+        if (m->arch == CK_ARCH_MAMBA2) {
+            cv_mamba2(p, m, l, r);
+        } else {
+            cv_mamba1(p, m, l, r);
+        }
+        if (m->d_mlp != 0) {
+            r++;
+            p->layer++;
+            r->norm_eps = (float)m->eps;
+            cv_floats(p, "norm", l->norm2, 1, m->d_model, 0);
+            cv_mlp(p, m, l, r);
+        }
+    }
+}
+
 /* Configuration, layers and tensors of the file to write. */
 static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m, const cv_options *o, tl_error *err)
 {
@@ -206,7 +488,7 @@ static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m,
                           : stored == CK_BF16 ? MAMBA_BF16 : stored == CK_F16 ? MAMBA_F16 : MAMBA_F32;
     p.sensitive = p.type < MAMBA_Q8 ? p.type : stored == CK_BF16 ? MAMBA_BF16 : MAMBA_F16;
     c->d_model = (uint32_t)m->d_model;
-    c->n_layers = (uint32_t)m->n_layer;
+    c->n_layers = (uint32_t)(m->d_mlp != 0 ? 2 * m->n_layer : m->n_layer);
     c->n_vocab = (uint32_t)m->padded_vocab;
     c->n_vocab_used = (uint32_t)(m->vocab_size < m->padded_vocab ? m->vocab_size : m->padded_vocab);
     c->flags = m->tied ? MBI_MODEL_TIED : 0;
@@ -218,7 +500,7 @@ static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m,
     c->pad = -1;
     memcpy(c->architecture, names[m->arch], strlen(names[m->arch]));
     w->selftest = 1;
-    w->layers = (mbi_layer_record *)tl_calloc(m->n_layer, sizeof *w->layers, err);
+    w->layers = (mbi_layer_record *)tl_calloc(c->n_layers, sizeof *w->layers, err);
     if (w->layers == NULL) {
         return TL_ERR_MEMORY;
     }
@@ -228,16 +510,7 @@ static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m,
         cv_matrix(&p, "head", p.type, m->head, m->d_model, m->padded_vocab, 0, 0);
     }
     cv_floats(&p, "norm_f", m->norm_f, 1, m->d_model, 0);
-    for (uint64_t i = 0; i < m->n_layer; i++) {
-        p.layer = (int)i;
-        w->layers[i].norm_eps = (float)m->eps;
-        cv_floats(&p, "norm", m->layers[i].norm, 1, m->d_model, 0);
-        if (m->arch == CK_ARCH_MAMBA2 || m->d_mlp != 0) {
-            return tl_fail(err, TL_ERR_UNSUPPORTED, "architecture: found %s%s, allowed: mamba, falcon_mamba",
-                           names[m->arch], m->d_mlp != 0 ? " with MLP blocks" : "");
-        }
-        cv_mamba1(&p, m, &m->layers[i], &w->layers[i]);
-    }
+    cv_layers(&p, m, w->layers);
     return err->status;
 }
 

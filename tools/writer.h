@@ -25,6 +25,7 @@ struct wr_item {
     wr_source source;
     const void *from;      /* the source's own: container, tensor, parameters */
     const void *tensor;
+    const void *extra;     /* a second tensor, or NULL */
     uint64_t first;        /* first element or row in the source tensor */
     int d[4];
 };
