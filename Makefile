@@ -18,21 +18,23 @@ flags_sanitize = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-s
 ifeq ($(filter $(config),release debug sanitize),)
 $(error config must be release, debug or sanitize)
 endif
-FLAGS = -std=c99 $(CFLAGS) $(flags_$(config)) $(WARN) -MMD -MP -I. $(defines)
+FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L $(CFLAGS) $(flags_$(config)) $(WARN) -MMD -MP -I. $(defines)
 LIBS = $(OPENMP) $(flags_$(config)) -lm
 
 EXAMPLES := $(patsubst examples/%.c,%,$(wildcard examples/*.c))
 TOOLS := $(if $(wildcard tools/convert.c),mamba-convert)
 TESTS := $(patsubst tests/%.c,%,$(wildcard tests/*.c))
 SCRIPTS := $(wildcard tests/*.sh)
-# slowest first, so that two jobs end together; the rest by name
+GOLDEN := $(patsubst tests/golden/%/config.json,%,$(wildcard tests/golden/*/config.json))
+MODELS := $(if $(TOOLS),$(GOLDEN:%=$(B)/golden/%.mamba) $(B)/golden/mamba1-tales-bf16.mamba \
+          $(B)/golden/mamba1-tales-q8.mamba)
 SUITES = $(TESTS:%=$(B)/tests/%) $(SCRIPTS)
 
 .PHONY: all quick check sanitize compile fuzz format clean help
 .DELETE_ON_ERROR:
 all: $(EXAMPLES:%=$(B)/%) $(TOOLS:%=$(B)/%) ## build the examples and the converter (the default)
 
-check: all $(TESTS:%=$(B)/tests/%) ## every test, offline; the last line is the total
+check: all $(TESTS:%=$(B)/tests/%) $(MODELS) ## every test, offline; the last line is the total
 	@B=$(B) CC="$(CC)" RUN="$(RUN)" sh tests/run $(SUITES)
 
 sanitize: ## the suites under the address and undefined-behaviour sanitizers
@@ -76,5 +78,15 @@ $(B)/mamba-convert: tools/convert.c $(B)/libmamba.a Makefile
 $(TESTS:%=$(B)/tests/%): $(B)/tests/%: tests/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) -Itests -Itools $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
+
+# The golden checkpoints, converted: NAME.mamba as f32, NAME-bf16.mamba, NAME-q8.mamba.
+convert = @mkdir -p $(@D); echo "$(B)/mamba-convert $< -o $@ --type $(1)"; \
+          $(RUN) $(B)/mamba-convert $< -o $@ --type $(1) --quiet 2> $@.log || { cat $@.log; exit 1; }
+$(B)/golden/%-bf16.mamba: tests/golden/% $(B)/mamba-convert
+	$(call convert,bf16)
+$(B)/golden/%-q8.mamba: tests/golden/% $(B)/mamba-convert
+	$(call convert,q8)
+$(B)/golden/%.mamba: tests/golden/% $(B)/mamba-convert
+	$(call convert,f32)
 
 -include $(wildcard $(B)/*.d $(B)/tests/*.d)
