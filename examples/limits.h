@@ -1,0 +1,359 @@
+/*  limits.h: what this machine can do at most: streaming reads, float32 FMA, 16- and 8-bit dot products, AMX.
+ *
+ *  Each limit is a loop that does nothing else: reads of a buffer far larger than the caches, or arithmetic in
+ *  registers only.  They are measured in the same run as the model, because on a shared machine they move.
+ *  Include it behind the implementation of mamba.h (it asks for CPU features there).
+ */
+#ifndef LIMITS_H
+#define LIMITS_H
+
+#if defined(__GNUC__)
+#define LIMITS_NOINLINE __attribute__((noinline))
+#else
+#define LIMITS_NOINLINE
+#endif
+
+enum { LIMIT_READ, LIMIT_F32, LIMIT_BF16, LIMIT_INT8, LIMIT_AMX_BF16, LIMIT_AMX_INT8, LIMIT_COUNT };
+
+/* Reads a slice (64-byte units), or does n rounds of arithmetic; returns bytes or operations. */
+typedef double (*limits_fn)(const unsigned char *slice, size_t bytes, long n);
+
+static volatile double limits_sink; /* what the loops compute ends here, so that they are kept */
+
+static LIMITS_NOINLINE double limits_read_plain(const unsigned char *p, size_t bytes, long n) {
+    uint64_t a = 0;
+    uint64_t b = 0;
+    uint64_t c = 0;
+    uint64_t d = 0;
+    size_t i;
+    (void)n;
+    for (i = 0; i + 32 <= bytes; i += 32) {
+        uint64_t v[4];
+        memcpy(v, p + i, 32);
+        a += v[0];
+        b += v[1];
+        c += v[2];
+        d += v[3];
+    }
+    limits_sink = (double)(a + b + c + d);
+    return (double)bytes;
+}
+
+static LIMITS_NOINLINE double limits_f32_plain(const unsigned char *p, size_t bytes, long n) {
+    float acc[64];
+    float sum = 0.0f;
+    long i;
+    int k;
+    (void)p;
+    (void)bytes;
+    for (k = 0; k < 64; k++) {
+        acc[k] = (float)k;
+    }
+    for (i = 0; i < n; i++) {
+        for (k = 0; k < 64; k++) {
+            acc[k] = acc[k] * 0.999f + 0.001f;
+        }
+    }
+    for (k = 0; k < 64; k++) {
+        sum += acc[k];
+    }
+    limits_sink = (double)sum;
+    return (double)n * 64.0 * 2.0;
+}
+
+#if MBI_BUILD_AVX2
+/* Twelve accumulators cover the latency of the FMA on two ports. */
+#define LIMITS_TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+__attribute__((target("avx2,fma"))) static LIMITS_NOINLINE double
+limits_f32_avx2(const unsigned char *p, size_t bytes, long n) {
+    const __m256 m = _mm256_set1_ps(0.999f);
+    const __m256 c = _mm256_set1_ps(0.001f);
+    float out[8];
+    __m256 sum = c;
+    long i;
+#define LIMITS_X(k) __m256 a##k = _mm256_set1_ps((float)k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    (void)p;
+    (void)bytes;
+    for (i = 0; i < n; i++) {
+#define LIMITS_X(k) a##k = _mm256_fmadd_ps(a##k, m, c);
+        LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    }
+#define LIMITS_X(k) sum = _mm256_add_ps(sum, a##k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    _mm256_storeu_ps(out, sum);
+    limits_sink = (double)out[0];
+    return (double)n * 12.0 * 8.0 * 2.0;
+}
+
+__attribute__((target("avx2"))) static LIMITS_NOINLINE double
+limits_read_avx2(const unsigned char *p, size_t bytes, long n) {
+    __m256i a = _mm256_setzero_si256();
+    __m256i b = a;
+    __m256i c = a;
+    __m256i d = a;
+    uint64_t out[4];
+    size_t i;
+    (void)n;
+    for (i = 0; i + 128 <= bytes; i += 128) {
+        const __m256i *v = (const __m256i *)(const void *)(p + i);
+        _mm_prefetch((const char *)(p + i + 4096), _MM_HINT_T0);
+        _mm_prefetch((const char *)(p + i + 4160), _MM_HINT_T0);
+        a = _mm256_xor_si256(a, _mm256_loadu_si256(v));
+        b = _mm256_xor_si256(b, _mm256_loadu_si256(v + 1));
+        c = _mm256_xor_si256(c, _mm256_loadu_si256(v + 2));
+        d = _mm256_xor_si256(d, _mm256_loadu_si256(v + 3));
+    }
+    a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+    _mm256_storeu_si256((__m256i *)(void *)out, a);
+    limits_sink = (double)(out[0] ^ out[1] ^ out[2] ^ out[3]);
+    return (double)bytes;
+}
+#endif /* MBI_BUILD_AVX2 */
+
+#if MBI_BUILD_AVX512
+__attribute__((target("avx512f"))) static LIMITS_NOINLINE double
+limits_f32_avx512(const unsigned char *p, size_t bytes, long n) {
+    const __m512 m = _mm512_set1_ps(0.999f);
+    const __m512 c = _mm512_set1_ps(0.001f);
+    __m512 sum = c;
+    long i;
+#define LIMITS_X(k) __m512 a##k = _mm512_set1_ps((float)k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    (void)p;
+    (void)bytes;
+    for (i = 0; i < n; i++) {
+#define LIMITS_X(k) a##k = _mm512_fmadd_ps(a##k, m, c);
+        LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    }
+#define LIMITS_X(k) sum = _mm512_add_ps(sum, a##k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    limits_sink = (double)_mm512_reduce_add_ps(sum);
+    return (double)n * 12.0 * 16.0 * 2.0;
+}
+
+__attribute__((target("avx512f"))) static LIMITS_NOINLINE double
+limits_read_avx512(const unsigned char *p, size_t bytes, long n) {
+    __m512i a = _mm512_setzero_si512();
+    __m512i b = a;
+    __m512i c = a;
+    __m512i d = a;
+    size_t i;
+    (void)n;
+    for (i = 0; i + 256 <= bytes; i += 256) {
+        _mm_prefetch((const char *)(p + i + 4096), _MM_HINT_T0);
+        _mm_prefetch((const char *)(p + i + 4160), _MM_HINT_T0);
+        _mm_prefetch((const char *)(p + i + 4224), _MM_HINT_T0);
+        _mm_prefetch((const char *)(p + i + 4288), _MM_HINT_T0);
+        a = _mm512_xor_si512(a, _mm512_loadu_si512(p + i));
+        b = _mm512_xor_si512(b, _mm512_loadu_si512(p + i + 64));
+        c = _mm512_xor_si512(c, _mm512_loadu_si512(p + i + 128));
+        d = _mm512_xor_si512(d, _mm512_loadu_si512(p + i + 192));
+    }
+    a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
+    limits_sink = (double)_mm512_reduce_add_epi64(a);
+    return (double)bytes;
+}
+#endif /* MBI_BUILD_AVX512 */
+
+#if MBI_BUILD_AVX512VNNI
+__attribute__((target("avx512f,avx512vnni"))) static LIMITS_NOINLINE double
+limits_int8_vnni(const unsigned char *p, size_t bytes, long n) {
+    const __m512i u = _mm512_set1_epi8(3);
+    const __m512i s = _mm512_set1_epi8(-2);
+    __m512i sum = u;
+    long i;
+#define LIMITS_X(k) __m512i a##k = _mm512_set1_epi32(k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    (void)p;
+    (void)bytes;
+    for (i = 0; i < n; i++) {
+#define LIMITS_X(k) a##k = _mm512_dpbusd_epi32(a##k, u, s);
+        LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    }
+#define LIMITS_X(k) sum = _mm512_xor_si512(sum, a##k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    limits_sink = (double)_mm512_reduce_add_epi32(sum);
+    return (double)n * 12.0 * 64.0 * 2.0;
+}
+#endif /* MBI_BUILD_AVX512VNNI */
+
+#if MBI_BUILD_AVX512BF16
+__attribute__((target("avx512f,avx512bf16"))) static LIMITS_NOINLINE double
+limits_bf16_avx512(const unsigned char *p, size_t bytes, long n) {
+    const __m512bh x = (__m512bh)_mm512_set1_epi32(0x3f003f00);
+    const __m512bh y = (__m512bh)_mm512_set1_epi32(0x38003800);
+    __m512 sum = _mm512_set1_ps(0.0f);
+    long i;
+#define LIMITS_X(k) __m512 a##k = _mm512_set1_ps((float)k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    (void)p;
+    (void)bytes;
+    for (i = 0; i < n; i++) {
+#define LIMITS_X(k) a##k = _mm512_dpbf16_ps(a##k, x, y);
+        LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    }
+#define LIMITS_X(k) sum = _mm512_add_ps(sum, a##k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    limits_sink = (double)_mm512_reduce_add_ps(sum);
+    return (double)n * 12.0 * 32.0 * 2.0;
+}
+#endif /* MBI_BUILD_AVX512BF16 */
+
+#if MBI_BUILD_AMX
+/* Eight tiles of 16 rows x 64 bytes: four accumulators, two left and two right operands. */
+__attribute__((target("amx-tile"))) static void limits_tiles(const unsigned char *data) {
+    unsigned char config[64];
+    int i;
+    memset(config, 0, sizeof config);
+    config[0] = 1;
+    for (i = 0; i < 8; i++) {
+        config[16 + 2 * i] = 64;
+        config[48 + i] = 16;
+    }
+    __asm__ volatile("" : : "r"(config) : "memory"); /* GCC 12 thinks only 8 bytes are read */
+    _tile_loadconfig(config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, data, 64);
+    _tile_loadd(5, data, 64);
+    _tile_loadd(6, data, 64);
+    _tile_loadd(7, data, 64);
+}
+
+__attribute__((target("amx-tile,amx-bf16"))) static LIMITS_NOINLINE double
+limits_amx_bf16(const unsigned char *p, size_t bytes, long n) {
+    unsigned char data[1024];
+    long i;
+    (void)p;
+    (void)bytes;
+    memset(data, 0x3c, sizeof data);
+    limits_tiles(data);
+    for (i = 0; i < n; i++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, data, 64);
+    _tile_release();
+    limits_sink = (double)data[0];
+    return (double)n * 4.0 * 16.0 * 16.0 * 32.0 * 2.0;
+}
+
+__attribute__((target("amx-tile,amx-int8"))) static LIMITS_NOINLINE double
+limits_amx_int8(const unsigned char *p, size_t bytes, long n) {
+    unsigned char data[1024];
+    long i;
+    (void)p;
+    (void)bytes;
+    memset(data, 1, sizeof data);
+    limits_tiles(data);
+    for (i = 0; i < n; i++) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+    }
+    _tile_stored(0, data, 64);
+    _tile_release();
+    limits_sink = (double)data[0];
+    return (double)n * 4.0 * 16.0 * 16.0 * 64.0 * 2.0;
+}
+#endif /* MBI_BUILD_AMX */
+
+/* The loop for a limit on this machine, NULL if it has none. */
+static limits_fn limits_find(int which) {
+    uint32_t cpu = mbi_cpu_features();
+    (void)cpu;
+    switch (which) {
+    case LIMIT_READ:
+#if MBI_BUILD_AVX512
+        if (cpu >> MBI_CPU_AVX512 & 1) {
+            return limits_read_avx512;
+        }
+#endif
+#if MBI_BUILD_AVX2
+        if (cpu >> MBI_CPU_AVX2 & 1) {
+            return limits_read_avx2;
+        }
+#endif
+        return limits_read_plain;
+    case LIMIT_F32:
+#if MBI_BUILD_AVX512
+        if (cpu >> MBI_CPU_AVX512 & 1) {
+            return limits_f32_avx512;
+        }
+#endif
+#if MBI_BUILD_AVX2
+        if (cpu >> MBI_CPU_AVX2 & 1) {
+            return limits_f32_avx2;
+        }
+#endif
+        return limits_f32_plain;
+#if MBI_BUILD_AVX512BF16
+    case LIMIT_BF16: return cpu >> MBI_CPU_AVX512BF16 & 1 ? limits_bf16_avx512 : NULL;
+#endif
+#if MBI_BUILD_AVX512VNNI
+    case LIMIT_INT8: return cpu >> MBI_CPU_AVX512VNNI & 1 ? limits_int8_vnni : NULL;
+#endif
+#if MBI_BUILD_AMX
+    case LIMIT_AMX_BF16: return cpu >> MBI_CPU_AMX & 1 ? limits_amx_bf16 : NULL;
+    case LIMIT_AMX_INT8: return cpu >> MBI_CPU_AMX & 1 ? limits_amx_int8 : NULL;
+#endif
+    default: return NULL;
+    }
+}
+
+/* One measurement with `threads` threads: bytes or operations a second.  Fewer threads than asked may come. */
+static double limits_once(limits_fn f, const unsigned char *buffer, size_t bytes, long n, int threads) {
+    double total = 0.0;
+    double start = cli_seconds();
+    if (threads <= 1) {
+        total = f(buffer, bytes, n);
+    } else {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+        {
+            size_t team = (size_t)omp_get_num_threads();
+            size_t slice = bytes / team / 4096 * 4096;
+            total += f(buffer + slice * (size_t)omp_get_thread_num(), slice, n);
+        }
+#else
+        total = f(buffer, bytes, n);
+#endif
+    }
+    return total / (cli_seconds() - start);
+}
+
+/* Rounds that take about 40 ms on one thread. */
+static long limits_rounds(limits_fn f) {
+    long n = 1000;
+    for (;;) {
+        double start = cli_seconds();
+        double took;
+        (void)f(NULL, 0, n);
+        took = cli_seconds() - start;
+        if (took > 0.01 || n > 1000000000) {
+            return (long)((double)n * 0.04 / took) + 1;
+        }
+        n *= 4;
+    }
+}
+
+#endif /* LIMITS_H */
