@@ -33,6 +33,8 @@
  *   MAMBA_NO_MMAP          open by copying
  *   MAMBA_NO_THREADS       never enter OpenMP even where compiled with it
  *   MAMBA_ASSERT(x)        check of internal invariants; default: nothing
+ *   MAMBA_PROFILE(name)    mark: from here on the calling thread works on the operator `name` (a
+ *                          string literal; NULL = on none); default: nothing
  *
  * CONCEPTS
  *   Model: immutable after opening, shared by any number of states and threads.
@@ -717,6 +719,9 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 
 #ifndef MAMBA_ASSERT
 #define MAMBA_ASSERT(x) ((void)0)
+#endif
+#ifndef MAMBA_PROFILE
+#define MAMBA_PROFILE(name) ((void)0)
 #endif
 #ifndef MAMBA_HEADER_NAME
 #define MAMBA_HEADER_NAME "mamba.h"
@@ -3786,10 +3791,12 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.h = state + (size_t)width * (size_t)(m->d_conv - 1);
     j.n_tasks = mbi_min_int(ctx->n_tasks, width / MBI_LANES);
 
+    MAMBA_PROFILE("norm, in_proj, conv");
     j.in = mbi_gemm_of(ctx, &m->in_proj,
                        mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps), m->in_bias,
                        0, j.x);
     mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba1_in_task, &j);
+    MAMBA_PROFILE("x_proj");
     mbi_linear(ctx, &m->x_proj, mbi_prepare(ctx, m->x_proj.type, j.x, m->d_inner), NULL, 0, bcdt);
     if (m->norm_bcdt) {
         int T = ctx->n_tokens;
@@ -3797,8 +3804,10 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
         ctx->k->rmsnorm(j.B, NULL, m->bcdt_eps, m->d_state, T, 0, T, j.B);
         ctx->k->rmsnorm(j.C, NULL, m->bcdt_eps, m->d_state, T, 0, T, j.C);
     }
+    MAMBA_PROFILE("dt_proj, scan, gate");
     j.dt_ready = mbi_prepare(ctx, m->dt_proj.type, j.dt, m->dt_rank);
     mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba1_scan_task, &j);
+    MAMBA_PROFILE("out_proj");
     mbi_linear(ctx, &m->out_proj, mbi_prepare(ctx, m->out_proj.type, j.x, m->d_inner),
                m->out_bias, 1, ctx->r);
 }
@@ -4377,8 +4386,10 @@ static void mbi_unblock(const float *x, int n_tokens, size_t d, float *out) {
 /* Final norm of the chunk in c->r, then the hidden states and logits that were asked for. */
 static void mbi_output(mbi_ctx *c, float *hidden, float *logits) {
     const mamba_model *m = c->model;
-    const void *x = mbi_norm_prepare(c, m->config.n_vocab ? m->head.type : MAMBA_F32, m->norm_f,
-                                     m->config.norm_eps);
+    const void *x;
+    MAMBA_PROFILE("norm, head");
+    x = mbi_norm_prepare(c, m->config.n_vocab ? m->head.type : MAMBA_F32, m->norm_f,
+                         m->config.norm_eps);
     if (hidden) {
         mbi_unblock(c->u, c->n_tokens, m->config.d_model, hidden);
     }
@@ -4412,6 +4423,7 @@ static void mbi_forward(mamba_state *s, const mamba_io *io, size_t start, int n_
     int i;
     c.n_tokens = n_tokens;
     c.position = s->position;
+    MAMBA_PROFILE("embedding");
     mbi_embed(&c, io, start);
     for (i = 0; i < (int)m->config.n_layers; i++) {
         const mbi_layer *l = &m->layers[i];
@@ -7793,6 +7805,7 @@ MAMBA_API mamba_status mamba_run(mamba_state *state, const mamba_io *io, mamba_e
     for (start = 0; start < io->n; start += (size_t)state->chunk) {
         mbi_forward(state, io, start, (int)mbi_min_size((size_t)state->chunk, io->n - start));
     }
+    MAMBA_PROFILE(NULL);
     return MAMBA_OK;
 }
 

@@ -231,7 +231,8 @@ static int bench_open(bench_job *j) {
         if (!embedding || j->m.info.tied) {
             j->decode_bytes += (double)t.bytes;
         }
-        if (!embedding && strcmp(t.name, "head") != 0 && t.cols > 1 && t.rows > 64) {
+        if (!embedding && strcmp(t.name, "head") != 0 &&
+            j->m.model->tensors[i].layout == MBI_LAYOUT_PANELS) {
             j->prefill_ops += 2.0 * (double)t.rows * (double)t.cols;
         }
     }
