@@ -6147,19 +6147,27 @@ static mamba_status mbi_encode_added(mbi_encoder *e, const unsigned char *p, siz
     const mamba_tokenizer *t = e->t;
     const unsigned char *end = p + n;
     const unsigned char *from = p;          /* not yet passed on */
-    unsigned char starts[256];
+    unsigned char first[256];               /* 1: a token starts so; 2: a token is this byte */
+    unsigned char second[256];              /* 1: some token's second byte */
     uint32_t i;
-    memset(starts, 0, sizeof starts);
+    memset(first, 0, sizeof first);
+    memset(second, 0, sizeof second);
     for (i = lo; i < hi; i++) {
         uint32_t length;
-        starts[*mbi_tok_bytes(t, mbi_load_u32(t->added + (size_t)8 * i), &length)] = 1;
+        const unsigned char *token =
+            mbi_tok_bytes(t, mbi_load_u32(t->added + (size_t)8 * i), &length);
+        first[token[0]] |= (unsigned char)(length == 1 ? 2 : 1);
+        second[length > 1 ? token[1] : token[0]] = 1;
     }
     while (lo < hi && p < end) {
         const unsigned char *start = p;
-        uint32_t length;
+        uint32_t length = 0;
         uint32_t flags;
         mamba_status status = MAMBA_OK;
-        i = starts[*p] ? mbi_added_at(t, lo, hi, p, end, &length) : hi;
+        i = hi;
+        if (first[*p] > 1 || (first[*p] == 1 && end - p > 1 && second[p[1]])) {
+            i = mbi_added_at(t, lo, hi, p, end, &length);
+        }
         if (i == hi) {
             ++p;
             continue;
@@ -6232,8 +6240,9 @@ static mamba_status mbi_encode_segment(mbi_encoder *e, const unsigned char *p, s
 
 /* A key that orders as the logits do; both zeros are one. */
 static uint32_t mbi_sample_key(float x) {
-    uint32_t u = x == 0.0f ? 0 : mbi_f32_bits(x);
-    return (u & 0x80000000u) != 0 ? ~u : u | 0x80000000u;
+    uint32_t u = mbi_f32_bits(x);
+    u = u == 0x80000000u ? 0 : u;
+    return u ^ ((0u - (u >> 31)) | 0x80000000u); /* no branch: signs are unpredictable */
 }
 
 /* 2^39 2^-q with q = (max - logit) scale, scale = log2(e) / temperature: one subtraction and one
@@ -6378,31 +6387,31 @@ static size_t mbi_sample_draw(const float *logits, size_t n, float min_p, float 
     double floor_weight = (double)min_p * 549755813888.0;       /* exact: 2^39 */
     size_t per_block = n / MBI_SAMPLE_BLOCKS + 1;
     size_t best = 0;
-    size_t b = 0;
+    size_t b;
     size_t i;
     uint64_t sum = 0;
     uint64_t target;
-    memset(block, 0, sizeof block);
-    for (i = 0; i < n; i++) {
-        uint64_t w = mbi_sample_weight(logits[i], max, scale);
-        if ((double)w >= floor_weight) {
-            block[i / per_block] += w;
-            sum += w;
+    for (b = 0, i = 0; b < MBI_SAMPLE_BLOCKS; b++) {
+        size_t end = mbi_min_size(n, (b + 1) * per_block);
+        block[b] = 0;
+        for (; i < end; i++) {
+            uint64_t w = mbi_sample_weight(logits[i], max, scale);
+            block[b] += (double)w >= floor_weight ? w : 0;
+            best = logits[i] > logits[best] ? i : best;
         }
-        best = logits[i] > logits[best] ? i : best;
+        sum += block[b];
     }
     target = mbi_sample_mul_high(random, sum);
-    while (b + 1 < MBI_SAMPLE_BLOCKS && target >= block[b]) {
-        target -= block[b++];
+    for (b = 0; b + 1 < MBI_SAMPLE_BLOCKS && target >= block[b]; b++) {
+        target -= block[b];
     }
     for (i = b * per_block; i < n; i++) {
         uint64_t w = mbi_sample_weight(logits[i], max, scale);
-        if ((double)w >= floor_weight) {
-            if (target < w) {
-                return i;
-            }
-            target -= w;
+        w = (double)w >= floor_weight ? w : 0;
+        if (target < w) {
+            return i;
         }
+        target -= w;
     }
     return best;                            /* not reached: target < sum */
 }
