@@ -78,6 +78,7 @@ static void test_contains(const char *text, const char *piece, const char *file,
 #define CHECK_NEAR(a, b, bound)   test_near((double)(a), (double)(b), (bound), __FILE__, __LINE__, #a)
 #define CHECK_INT(a, b)           test_int((long long)(a), (long long)(b), __FILE__, __LINE__, #a)
 #define CHECK_CONTAINS(text, p)   test_contains((text), (p), __FILE__, __LINE__)
+#define FAIL(what)                test_fail(__FILE__, __LINE__, (what))
 #define REQUIRE(x)                                                       \
     do {                                                                 \
         if (!test_check((x) != 0, __FILE__, __LINE__, #x)) {             \

@@ -376,9 +376,8 @@ TL_FN void cfg_read_hf(cfg_reader *c)
     m->rms_gated = -1;
     m->norm_before_gate = 0;           /* the key exists in Codestral's files and is dead */
     cfg_dt_limit(c, top, "time_step_limit");
-    heads = cfg_u64(c, top, "num_heads", m->d_inner / m->headdim != 0 ? m->d_inner / m->headdim : 1,
-                    CFG_MAX_WIDTH);
-    if (heads * m->headdim != m->d_inner) {
+    heads = cfg_has(c, top, "num_heads") ? cfg_u64(c, top, "num_heads", CFG_REQUIRED, CFG_MAX_WIDTH) : 0;
+    if (heads != 0 && heads * m->headdim != m->d_inner) {
         char allowed[96];
         (void)snprintf(allowed, sizeof allowed, "expand * hidden_size / head_dim = %llu / %llu",
                        (unsigned long long)m->d_inner, (unsigned long long)m->headdim);
