@@ -5,9 +5,9 @@
  *      TEST(fast_path) { if (!cpu_has_it()) { SKIP("no such instruction here"); } ... }
  *      TEST_MAIN("sums") { RUN(adds); RUN(fast_path); }
  *
- *  Prints what failed and what was skipped, then one line "sums: 2 passed, 0 failed, 1 skipped" that counts
- *  tests; returns 1 if anything failed. A test goes on after a failed check (REQUIRE leaves it). With
- *  arguments, only the tests whose names contain one of them run.
+ *  Prints what failed and what was skipped, then one line "sums: 2 passed, 0 failed, 1 skipped"
+ *  that counts tests; returns 1 if anything failed. A test goes on after a failed check (REQUIRE
+ *  leaves it). With arguments, only the tests whose names contain one of them run.
  */
 #ifndef TEST_H
 #define TEST_H
@@ -44,13 +44,14 @@ static int test_check(int ok, const char *file, int line, const char *what)
     return ok;
 }
 
-static void test_near(double a, double b, double bound, const char *file, int line, const char *what)
+static void test_near(double a, double b, double bound, const char *file, int line,
+                      const char *what)
 {
     double d = a > b ? a - b : b - a;
     char text[400];
     if (!(d <= bound)) {       /* also when one is NaN */
-        (void)snprintf(text, sizeof text, "%.200s: %.9g against %.9g, off by %.3g, allowed %.3g", what, a, b, d,
-                       bound);
+        (void)snprintf(text, sizeof text, "%.200s: %.9g against %.9g, off by %.3g, allowed %.3g",
+                       what, a, b, d, bound);
         test_fail(file, line, text);
     }
 }
@@ -75,7 +76,8 @@ static void test_contains(const char *text, const char *piece, const char *file,
 }
 
 #define CHECK(x)                  ((void)test_check((x) != 0, __FILE__, __LINE__, #x))
-#define CHECK_NEAR(a, b, bound)   test_near((double)(a), (double)(b), (bound), __FILE__, __LINE__, #a)
+#define CHECK_NEAR(a, b, bound)                                          \
+    test_near((double)(a), (double)(b), (bound), __FILE__, __LINE__, #a)
 #define CHECK_INT(a, b)           test_int((long long)(a), (long long)(b), __FILE__, __LINE__, #a)
 #define CHECK_CONTAINS(text, p)   test_contains((text), (p), __FILE__, __LINE__)
 #define FAIL(what)                test_fail(__FILE__, __LINE__, (what))
@@ -117,8 +119,8 @@ static void test_run(const char *name, void (*test)(void))
 
 static int test_end(const char *program)
 {
-    printf("%s: %d passed, %d failed, %d skipped\n", program, test_state.total_passed, test_state.total_failed,
-           test_state.total_skipped);
+    printf("%s: %d passed, %d failed, %d skipped\n", program, test_state.total_passed,
+           test_state.total_failed, test_state.total_skipped);
     return test_state.total_failed != 0;
 }
 

@@ -1,11 +1,14 @@
-/*  tools.c: tests of what the tools read: JSON, safetensors, zip, pickle, whole checkpoints, configurations.
+/*  tools.c: tests of what the tools read: JSON, safetensors, zip, pickle, whole checkpoints,
+ *  configurations.
  *
- *  Malformed files are made here, one named case per class of hostile input (the letters and numbers in the
- *  names: J JSON, S safetensors, Z zip, P pickle, G any container); each states the status and a piece of
- *  the message that it must get. Besides: every truncated prefix, every flipped bit of small files, the k-th
- *  allocation and the k-th system call failing for every k. No memory block and no descriptor may be left.
+ *  Malformed files are made here, one named case per class of hostile input (the letters and
+ *  numbers in the names: J JSON, S safetensors, Z zip, P pickle, G any container); each states the
+ *  status and a piece of the message that it must get. Besides: every truncated prefix, every
+ *  flipped bit of small files, the k-th allocation and the k-th system call failing for every k. No
+ *  memory block and no descriptor may be left.
  *
- *  Reads tests/golden or the folder in MAMBA_GOLDEN; writes to a folder of its own below TMPDIR or /tmp.
+ *  Reads tests/golden or the folder in MAMBA_GOLDEN; writes to a folder of its own below TMPDIR or
+ *  /tmp.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
@@ -21,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* ---- hooks: counting, and failing on request ---------------------------------------------------------- */
+/* ---- hooks: counting, and failing on request ------------------------------------------------- */
 
 static struct {
     long blocks, descriptors;         /* live now */
@@ -130,18 +133,19 @@ static void check_clean(const char *id)
 }
 
 /* Compares a result with what a case expects. */
-static void check_result(const char *id, tl_status status, const tl_error *err, tl_status want, const char *piece)
+static void check_result(const char *id, tl_status status, const tl_error *err, tl_status want,
+                         const char *piece)
 {
     if (status != want || (want != TL_OK && strstr(err->message, piece) == NULL)) {
-        printf("case %s: status %d \"%s\"\n      wanted %d \"%s\"\n", id, (int)status, err->message, (int)want,
-               piece);
+        printf("case %s: status %d \"%s\"\n      wanted %d \"%s\"\n", id, (int)status, err->message,
+               (int)want, piece);
         FAIL("this case");
     }
     CHECK(status == err->status);
     check_clean(id);
 }
 
-/* ---- files -------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 typedef struct {
     unsigned char *bytes;
@@ -209,7 +213,8 @@ static const char *scratch(const char *name)
 static void scratch_put(const char *name, const void *bytes, size_t n)
 {
     FILE *f;
-    (void)unlink(scratch(name));       /* a new file: some file systems flush what replaces an old one */
+    /* a new file: some file systems flush what replaces an old one */
+    (void)unlink(scratch(name));
     f = fopen(scratch(name), "wb");
     if (f == NULL || fwrite(bytes, 1, n, f) != n || fclose(f) != 0) {
         printf("cannot write %s\n", name);
@@ -228,7 +233,8 @@ static void scratch_clear(void)
 static void scratch_begin(void)
 {
     const char *base = getenv("TMPDIR");
-    (void)snprintf(scratch_folder, sizeof scratch_folder, "%s/mamba-tools-XXXXXX", base != NULL ? base : "/tmp");
+    (void)snprintf(scratch_folder, sizeof scratch_folder, "%s/mamba-tools-XXXXXX",
+                   base != NULL ? base : "/tmp");
     if (mkdtemp(scratch_folder) == NULL) {
         printf("cannot make %s\n", scratch_folder);
         exit(2);
@@ -241,10 +247,11 @@ static void scratch_end(void)
     (void)rmdir(scratch_folder);
 }
 
-/* ---- JSON --------------------------------------------------------------------------------------------- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 /* Parses an exact-size copy, so that one byte too far is an error of the sanitizer. */
-static tl_status parse_copy(const char *text, size_t n, unsigned flags, json_doc *doc, char **copy, tl_error *err)
+static tl_status parse_copy(const char *text, size_t n, unsigned flags, json_doc *doc, char **copy,
+                            tl_error *err)
 {
     *copy = (char *)malloc(n != 0 ? n : 1);
     if (*copy == NULL) {
@@ -274,55 +281,101 @@ static const struct {
     unsigned flags;
     const char *piece;   /* of the message; NULL: accepted */
 } json_cases[] = {
-    {"y null", T("null"), 0, NULL}, {"y space", T(" \t\r\n[ ] \n"), 0, NULL}, {"y object", T("{}"), 0, NULL},
-    {"y nested", T("{\"a\":[1,{\"b\":[]}],\"c\":{}}"), 0, NULL}, {"y string", T("\"a\\\"\\\\\\/\\b\\f\\n\\r\\t\""), 0, NULL},
+    {"y null", T("null"), 0, NULL},
+    {"y space", T(" \t\r\n[ ] \n"), 0, NULL},
+    {"y object", T("{}"), 0, NULL},
+    {"y nested", T("{\"a\":[1,{\"b\":[]}],\"c\":{}}"), 0, NULL},
+    {"y string", T("\"a\\\"\\\\\\/\\b\\f\\n\\r\\t\""), 0, NULL},
     {"y numbers", T("[0,-0,1.5,-1e5,1E+2,1e-2,0.1e1,123456789012345678901234567890]"), 0, NULL},
-    {"y pair", T("\"\\ud83d\\ude00\""), 0, NULL}, {"y utf8", T("\"\xf0\x9f\x98\x80\xc3\xa9\xe2\x82\xac\""), 0, NULL},
-    {"y nul escape", T("\"\\u0000\""), 0, NULL}, {"y del", T("\"\x7f\""), 0, NULL}, {"y empty key", T("{\"\":0}"), 0, NULL},
-    {"y noncharacter", T("\"\xef\xbf\xbf\""), 0, NULL}, {"y unescaped slash", T("\"/\""), 0, NULL},
+    {"y pair", T("\"\\ud83d\\ude00\""), 0, NULL},
+    {"y utf8", T("\"\xf0\x9f\x98\x80\xc3\xa9\xe2\x82\xac\""), 0, NULL},
+    {"y nul escape", T("\"\\u0000\""), 0, NULL},
+    {"y del", T("\"\x7f\""), 0, NULL},
+    {"y empty key", T("{\"\":0}"), 0, NULL},
+    {"y noncharacter", T("\"\xef\xbf\xbf\""), 0, NULL},
+    {"y unescaped slash", T("\"/\""), 0, NULL},
     {"J02 same key", T("{\"a\":1,\"b\":2,\"a\":3}"), 0, "byte 14: found key \"a\" twice"},
     {"J02 same key escaped", T("{\"a\":1,\"\\u0061\":3}"), 0, "twice"},
     {"J02 same key inside", T("[{\"x\":{\"k\":0,\"k\":0}}]"), 0, "\"k\" twice"},
     {"J02 same key elsewhere", T("[{\"k\":0},{\"k\":{\"k\":0}}]"), 0, NULL},
-    {"J03 leading zero", T("[01]"), 0, "byte 1: found '0', allowed: no leading zero"}, {"J03 minus zero one", T("[-01]"), 0, "leading zero"},
-    {"J03 plus", T("[+1]"), 0, "found '+'"}, {"J03 point first", T("[.5]"), 0, "allowed: a value"},
-    {"J03 point last", T("[5.]"), 0, "a digit behind the point"}, {"J03 no exponent", T("[1e]"), 0, "a digit in the exponent"},
-    {"J03 no exponent sign", T("[1e+]"), 0, "a digit in the exponent"}, {"J03 minus", T("-"), 0, "end of the text, allowed: a digit"},
-    {"J03 double minus", T("[--1]"), 0, "allowed: a digit"}, {"J03 hex", T("[0x1]"), 0, "found 'x'"},
-    {"J03 space", T("[1 2]"), 0, "found '2', allowed: ',' or ']'"}, {"J03 separators", T("[1_000]"), 0, "found '_'"},
-    {"J04 nan", T("[NaN]"), 0, "found 'N', allowed: a value"}, {"J04 infinity", T("[Infinity]"), 0, "found 'I'"},
-    {"J04 -infinity", T("[-Infinity]"), 0, "a digit"}, {"J04 nan allowed", T("[NaN,Infinity,-Infinity]"), JSON_NONFINITE, NULL},
-    {"J04 -nan", T("[-NaN]"), JSON_NONFINITE, "a digit"}, {"J04 nan word", T("[NaNa]"), JSON_NONFINITE, "found 'a'"},
-    {"J04 inf", T("[Inf]"), JSON_NONFINITE, "a value"}, {"J04 comment", T("[1/*x*/]"), 0, "found '/'"},
-    {"J04 comment line", T("//x\n1"), 0, "found '/'"}, {"J04 trailing comma", T("[1,]"), 0, "found ']', allowed: a value"},
+    {"J03 leading zero", T("[01]"), 0, "byte 1: found '0', allowed: no leading zero"},
+    {"J03 minus zero one", T("[-01]"), 0, "leading zero"},
+    {"J03 plus", T("[+1]"), 0, "found '+'"},
+    {"J03 point first", T("[.5]"), 0, "allowed: a value"},
+    {"J03 point last", T("[5.]"), 0, "a digit behind the point"},
+    {"J03 no exponent", T("[1e]"), 0, "a digit in the exponent"},
+    {"J03 no exponent sign", T("[1e+]"), 0, "a digit in the exponent"},
+    {"J03 minus", T("-"), 0, "end of the text, allowed: a digit"},
+    {"J03 double minus", T("[--1]"), 0, "allowed: a digit"},
+    {"J03 hex", T("[0x1]"), 0, "found 'x'"},
+    {"J03 space", T("[1 2]"), 0, "found '2', allowed: ',' or ']'"},
+    {"J03 separators", T("[1_000]"), 0, "found '_'"},
+    {"J04 nan", T("[NaN]"), 0, "found 'N', allowed: a value"},
+    {"J04 infinity", T("[Infinity]"), 0, "found 'I'"},
+    {"J04 -infinity", T("[-Infinity]"), 0, "a digit"},
+    {"J04 nan allowed", T("[NaN,Infinity,-Infinity]"), JSON_NONFINITE, NULL},
+    {"J04 -nan", T("[-NaN]"), JSON_NONFINITE, "a digit"},
+    {"J04 nan word", T("[NaNa]"), JSON_NONFINITE, "found 'a'"},
+    {"J04 inf", T("[Inf]"), JSON_NONFINITE, "a value"},
+    {"J04 comment", T("[1/*x*/]"), 0, "found '/'"},
+    {"J04 comment line", T("//x\n1"), 0, "found '/'"},
+    {"J04 trailing comma", T("[1,]"), 0, "found ']', allowed: a value"},
     {"J04 trailing comma object", T("{\"a\":1,}"), 0, "found '}', allowed: a key in quotes"},
-    {"J04 leading comma", T("[,1]"), 0, "found ','"}, {"J04 double comma", T("[1,,2]"), 0, "found ','"},
-    {"J04 BOM", T("\xef\xbb\xbf{}"), 0, "byte 0: found '\\xef'"}, {"J04 UTF-16", T("\xff\xfe[\0]\0"), 0, "byte 0: found '\\xff'"},
-    {"J04 single quotes", T("{'a':1}"), 0, "found ''', allowed: a key in quotes"}, {"J04 bare key", T("{a:1}"), 0, "a key in quotes"},
-    {"J04 number key", T("{1:1}"), 0, "a key in quotes"}, {"J04 capital", T("[True]"), 0, "found 'T'"}, {"J04 cut word", T("[nul]"), 0, "found 'n'"},
-    {"J04 long word", T("[nullx]"), 0, "found 'x'"}, {"J04 form feed", T("[\f1]"), 0, "found '\\x0c'"}, {"J04 no-break space", T("[\xc2\xa0]"), 0, "found '\\xc2'"},
-    {"J05 raw tab", T("\"\t\""), 0, "byte 1: found '\\x09', allowed: control characters only as escapes"},
-    {"J05 raw nul", T("\"\0\""), 0, "control characters"}, {"J05 raw newline", T("\"a\nb\""), 0, "control characters"},
-    {"J05 lone high", T("\"\\ud800\""), 0, "a low surrogate behind a high one"}, {"J05 lone low", T("\"\\udc00\""), 0, "only behind a high one"},
-    {"J05 high high", T("\"\\ud800\\ud800\""), 0, "a low surrogate behind a high one"}, {"J05 high text", T("\"\\ud800xxxxxxx\""), 0, "a low surrogate"},
-    {"J05 overlong", T("\"\xc0\xaf\""), 0, "valid UTF-8"}, {"J05 overlong 3", T("\"\xe0\x80\x80\""), 0, "valid UTF-8"},
-    {"J05 overlong 4", T("\"\xf0\x80\x80\x80\""), 0, "valid UTF-8"}, {"J05 surrogate", T("\"\xed\xa0\x80\""), 0, "valid UTF-8"},
-    {"J05 too high", T("\"\xf4\x90\x80\x80\""), 0, "valid UTF-8"}, {"J05 lone continuation", T("\"\x80\""), 0, "valid UTF-8"},
-    {"J05 cut sequence", T("\"\xe2\x82\""), 0, "valid UTF-8"}, {"J05 f5", T("\"\xf5\x80\x80\x80\""), 0, "valid UTF-8"},
-    {"J05 bad escape", T("\"\\x41\""), 0, "behind a backslash"}, {"J05 nul escape byte", T("\"\\\0\""), 0, "behind a backslash"},
-    {"J05 short hex", T("\"\\u12\""), 0, "four hexadecimal digits"}, {"J05 bad hex", T("\"\\u12g4\""), 0, "four hexadecimal digits"},
-    {"J05 capital U", T("\"\\U0041\""), 0, "behind a backslash"}, {"J09 empty", T(""), 0, "found the end of the text, allowed: a value"},
-    {"J09 space only", T(" "), 0, "end of the text"}, {"J09 open array", T("["), 0, "end of the text"}, {"J09 open object", T("{\"a\""), 0, "allowed: ':'"},
-    {"J09 open string", T("\"abc"), 0, "a quote that ends the string"}, {"J09 closers", T("]"), 0, "found ']'"},
-    {"J09 mixed", T("[1}"), 0, "',' or ']'"}, {"J09 mixed object", T("{\"a\":1]"), 0, "',' or '}'"}, {"J09 no colon", T("{\"a\" 1}"), 0, "':'"},
-    {"J09 double colon", T("{\"a\"::1}"), 0, "found ':'"}, {"J09 no value", T("{\"a\":}"), 0, "found '}', allowed: a value"},
-    {"J09 garbage", T("{}x"), 0, "byte 2: found 'x', allowed: nothing behind the value"}, {"J09 two values", T("1 2"), 0, "nothing behind"},
-    {"J09 two objects", T("{}{}"), 0, "nothing behind"}, {"J09 nul behind", T("1\0"), 0, "nothing behind"}, {"J09 comma behind", T("[1],"), 0, "nothing behind"}};
+    {"J04 leading comma", T("[,1]"), 0, "found ','"},
+    {"J04 double comma", T("[1,,2]"), 0, "found ','"},
+    {"J04 BOM", T("\xef\xbb\xbf{}"), 0, "byte 0: found '\\xef'"},
+    {"J04 UTF-16", T("\xff\xfe[\0]\0"), 0, "byte 0: found '\\xff'"},
+    {"J04 single quotes", T("{'a':1}"), 0, "found ''', allowed: a key in quotes"},
+    {"J04 bare key", T("{a:1}"), 0, "a key in quotes"},
+    {"J04 number key", T("{1:1}"), 0, "a key in quotes"},
+    {"J04 capital", T("[True]"), 0, "found 'T'"},
+    {"J04 cut word", T("[nul]"), 0, "found 'n'"},
+    {"J04 long word", T("[nullx]"), 0, "found 'x'"},
+    {"J04 form feed", T("[\f1]"), 0, "found '\\x0c'"},
+    {"J04 no-break space", T("[\xc2\xa0]"), 0, "found '\\xc2'"},
+    {"J05 raw tab", T("\"\t\""), 0,
+     "byte 1: found '\\x09', allowed: control characters only as escapes"},
+    {"J05 raw nul", T("\"\0\""), 0, "control characters"},
+    {"J05 raw newline", T("\"a\nb\""), 0, "control characters"},
+    {"J05 lone high", T("\"\\ud800\""), 0, "a low surrogate behind a high one"},
+    {"J05 lone low", T("\"\\udc00\""), 0, "only behind a high one"},
+    {"J05 high high", T("\"\\ud800\\ud800\""), 0, "a low surrogate behind a high one"},
+    {"J05 high text", T("\"\\ud800xxxxxxx\""), 0, "a low surrogate"},
+    {"J05 overlong", T("\"\xc0\xaf\""), 0, "valid UTF-8"},
+    {"J05 overlong 3", T("\"\xe0\x80\x80\""), 0, "valid UTF-8"},
+    {"J05 overlong 4", T("\"\xf0\x80\x80\x80\""), 0, "valid UTF-8"},
+    {"J05 surrogate", T("\"\xed\xa0\x80\""), 0, "valid UTF-8"},
+    {"J05 too high", T("\"\xf4\x90\x80\x80\""), 0, "valid UTF-8"},
+    {"J05 lone continuation", T("\"\x80\""), 0, "valid UTF-8"},
+    {"J05 cut sequence", T("\"\xe2\x82\""), 0, "valid UTF-8"},
+    {"J05 f5", T("\"\xf5\x80\x80\x80\""), 0, "valid UTF-8"},
+    {"J05 bad escape", T("\"\\x41\""), 0, "behind a backslash"},
+    {"J05 nul escape byte", T("\"\\\0\""), 0, "behind a backslash"},
+    {"J05 short hex", T("\"\\u12\""), 0, "four hexadecimal digits"},
+    {"J05 bad hex", T("\"\\u12g4\""), 0, "four hexadecimal digits"},
+    {"J05 capital U", T("\"\\U0041\""), 0, "behind a backslash"},
+    {"J09 empty", T(""), 0, "found the end of the text, allowed: a value"},
+    {"J09 space only", T(" "), 0, "end of the text"},
+    {"J09 open array", T("["), 0, "end of the text"},
+    {"J09 open object", T("{\"a\""), 0, "allowed: ':'"},
+    {"J09 open string", T("\"abc"), 0, "a quote that ends the string"},
+    {"J09 closers", T("]"), 0, "found ']'"},
+    {"J09 mixed", T("[1}"), 0, "',' or ']'"},
+    {"J09 mixed object", T("{\"a\":1]"), 0, "',' or '}'"},
+    {"J09 no colon", T("{\"a\" 1}"), 0, "':'"},
+    {"J09 double colon", T("{\"a\"::1}"), 0, "found ':'"},
+    {"J09 no value", T("{\"a\":}"), 0, "found '}', allowed: a value"},
+    {"J09 garbage", T("{}x"), 0, "byte 2: found 'x', allowed: nothing behind the value"},
+    {"J09 two values", T("1 2"), 0, "nothing behind"},
+    {"J09 two objects", T("{}{}"), 0, "nothing behind"},
+    {"J09 nul behind", T("1\0"), 0, "nothing behind"},
+    {"J09 comma behind", T("[1],"), 0, "nothing behind"}};
 
 TEST(json_table)
 {
     for (size_t i = 0; i < sizeof json_cases / sizeof json_cases[0]; i++) {
-        json_case(json_cases[i].id, json_cases[i].text, json_cases[i].n, json_cases[i].flags, json_cases[i].piece);
+        json_case(json_cases[i].id, json_cases[i].text, json_cases[i].n, json_cases[i].flags,
+                  json_cases[i].piece);
     }
 }
 
@@ -338,7 +391,8 @@ TEST(json_J01_depth)
             for (int i = 0; i < depth; i++) {
                 text[n++] = ']';
             }
-            json_case("J01", text, n, 0, depth <= 128 ? NULL : "byte 128: found '[', allowed: at most 128 levels");
+            json_case("J01", text, n, 0,
+                      depth <= 128 ? NULL : "byte 128: found '[', allowed: at most 128 levels");
         }
     }
     {
@@ -357,9 +411,21 @@ TEST(json_J03_integers)
         const char *text;
         int ok;
         uint64_t value;
-    } cases[] = {{"0", 1, 0}, {"768", 1, 768}, {"18446744073709551615", 1, UINT64_MAX}, {"18446744073709551616", 0, 0},
-                 {"99999999999999999999", 0, 0}, {"9007199254740993", 1, 9007199254740993u}, {"9223372036854775808", 1, 9223372036854775808u},
-                 {"-0", 0, 0}, {"-1", 0, 0}, {"768.0", 0, 0}, {"1e3", 0, 0}, {"\"768\"", 0, 0}, {"true", 0, 0}, {"null", 0, 0}, {"[1]", 0, 0}};
+    } cases[] = {{"0", 1, 0},
+                 {"768", 1, 768},
+                 {"18446744073709551615", 1, UINT64_MAX},
+                 {"18446744073709551616", 0, 0},
+                 {"99999999999999999999", 0, 0},
+                 {"9007199254740993", 1, 9007199254740993u},
+                 {"9223372036854775808", 1, 9223372036854775808u},
+                 {"-0", 0, 0},
+                 {"-1", 0, 0},
+                 {"768.0", 0, 0},
+                 {"1e3", 0, 0},
+                 {"\"768\"", 0, 0},
+                 {"true", 0, 0},
+                 {"null", 0, 0},
+                 {"[1]", 0, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         json_doc doc;
         tl_error err;
@@ -379,21 +445,35 @@ TEST(json_J03_floats)
     static const struct {
         const char *text;
         uint64_t bits;
-    } cases[] = {{"1e-05", 0x3ee4f8b588e368f1u}, {"0.1", 0x3fb999999999999au}, {"-0", 0x8000000000000000u}, {"1", 0x3ff0000000000000u},
-                 {"0.0001", 0x3f1a36e2eb1c432du}, {"9007199254740993", 0x4340000000000000u}, {"1e-400", 0},
-                 {"9007199254740995", 0x4340000000000002u}, {"4.9406564584124654e-324", 1}, {"2.4703282292062327e-324", 0},
-                 {"2.2250738585072011e-308", 0x000fffffffffffffu}, {"2.2250738585072014e-308", 0x0010000000000000u},
-                 {"1.7976931348623157e308", 0x7fefffffffffffffu}, {"0e999999999999999999", 0}, {"Infinity", 0x7ff0000000000000u},
-                 {"-Infinity", 0xfff0000000000000u}, {"NaN", 0x7ff8000000000000u}, {"123456789012345678901234567890", 0x45f8ee90ff6c373eu},
+    } cases[] = {{"1e-05", 0x3ee4f8b588e368f1u},
+                 {"0.1", 0x3fb999999999999au},
+                 {"-0", 0x8000000000000000u},
+                 {"1", 0x3ff0000000000000u},
+                 {"0.0001", 0x3f1a36e2eb1c432du},
+                 {"9007199254740993", 0x4340000000000000u},
+                 {"1e-400", 0},
+                 {"9007199254740995", 0x4340000000000002u},
+                 {"4.9406564584124654e-324", 1},
+                 {"2.4703282292062327e-324", 0},
+                 {"2.2250738585072011e-308", 0x000fffffffffffffu},
+                 {"2.2250738585072014e-308", 0x0010000000000000u},
+                 {"1.7976931348623157e308", 0x7fefffffffffffffu},
+                 {"0e999999999999999999", 0},
+                 {"Infinity", 0x7ff0000000000000u},
+                 {"-Infinity", 0xfff0000000000000u},
+                 {"NaN", 0x7ff8000000000000u},
+                 {"123456789012345678901234567890", 0x45f8ee90ff6c373eu},
                  {"0.00000000000000000000000000000000000000000000000001e50", 0x3ff0000000000000u}};
-    static const char *const refused[] = {"1e400", "1.7976931348623159e308", "-1e309", "1e999999999999999999999"};
+    static const char *const refused[] = {"1e400", "1.7976931348623159e308", "-1e309",
+                                          "1e999999999999999999999"};
     json_doc doc;
     tl_error err;
     char *copy;
     double value;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         uint64_t bits;
-        REQUIRE(parse_copy(cases[i].text, strlen(cases[i].text), JSON_NONFINITE, &doc, &copy, &err) == TL_OK);
+        REQUIRE(parse_copy(cases[i].text, strlen(cases[i].text), JSON_NONFINITE, &doc, &copy,
+                           &err) == TL_OK);
         CHECK(json_f64(&doc, JSON_ROOT, &value));
         memcpy(&bits, &value, sizeof bits);
         if (bits != cases[i].bits) {
@@ -413,7 +493,8 @@ TEST(json_J03_floats)
 
 TEST(json_access)
 {
-    static const char text[] = "{\"a\":[1,\"x\\u0000y\\ud83d\\ude00\",{\"k\":true}],\"b\":null,\"c\\n\":{}}";
+    static const char text[] =
+        "{\"a\":[1,\"x\\u0000y\\ud83d\\ude00\",{\"k\":true}],\"b\":null,\"c\\n\":{}}";
     json_doc doc;
     tl_error err;
     char *copy;
@@ -441,7 +522,8 @@ TEST(json_access)
 
 TEST(json_prefixes)
 {
-    static const char text[] = " {\"a\": [1, -2.5e+3, \"x\\u0041\\ud83d\\ude00\xc3\xa9\"], \"b\": {\"c\": true, \"d\": null}}";
+    static const char text[] = " {\"a\": [1, -2.5e+3, \"x\\u0041\\ud83d\\ude00\xc3\xa9\"], \"b\": "
+                               "{\"c\": true, \"d\": null}}";
     for (size_t n = 0; n < sizeof text - 1; n++) {
         json_case("prefix", text, n, 0, "allowed:");
     }
@@ -473,7 +555,7 @@ TEST(json_G14_large)
     CHECK((double)(clock() - start) / CLOCKS_PER_SEC < 10.0);
 }
 
-/* ---- safetensors -------------------------------------------------------------------------------------- */
+/* ---- safetensors ----------------------------------------------------------------------------- */
 
 /* Writes x.safetensors from a header and `data` bytes that count up. */
 static void put_safetensors(const char *name, const char *header, size_t data)
@@ -500,58 +582,99 @@ static void weights_case(const char *id, const char *name, tl_status want, const
     check_result(id, status, &err, want, piece);
 }
 
-#define E(name, dtype, shape, a, b) "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #a "," #b "]}"
+#define E(name, dtype, shape, a, b)                                                                \
+    "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":[" shape "],\"data_offsets\":[" #a "," #b "]" \
+                                                                                               "}"
 
 static const struct {
     const char *id, *header;
     size_t data;
     const char *piece;
 } st_cases[] = {
-    {"y one", "{" E("a", "F32", "2,3", 0, 24) "}", 24, NULL}, {"y spaces behind", "{" E("a", "F32", "1", 0, 4) "}    ", 4, NULL},
-    {"y empty", "{}", 0, NULL}, {"y unordered", "{" E("b", "U8", "2", 4, 6) "," E("a", "F32", "1", 0, 4) "}", 6, NULL},
-    {"S11 rank 0", "{" E("a", "F64", "", 0, 8) "}", 8, NULL}, {"S11 no elements", "{" E("a", "F32", "0,5", 0, 0) "," E("b", "F16", "2", 0, 4) "}", 4, NULL},
+    {"y one", "{" E("a", "F32", "2,3", 0, 24) "}", 24, NULL},
+    {"y spaces behind", "{" E("a", "F32", "1", 0, 4) "}    ", 4, NULL},
+    {"y empty", "{}", 0, NULL},
+    {"y unordered", "{" E("b", "U8", "2", 4, 6) "," E("a", "F32", "1", 0, 4) "}", 6, NULL},
+    {"S11 rank 0", "{" E("a", "F64", "", 0, 8) "}", 8, NULL},
+    {"S11 no elements", "{" E("a", "F32", "0,5", 0, 0) "," E("b", "F16", "2", 0, 4) "}", 4, NULL},
     {"S11 two empty", "{" E("a", "F32", "0", 0, 0) "," E("b", "F32", "3,0", 0, 0) "}", 0, NULL},
     {"y metadata", "{\"__metadata__\":{\"format\":\"pt\"}," E("a", "BF16", "1", 0, 2) "}", 2, NULL},
-    {"S02 space first", " {}", 0, "byte 8: found 0x20, allowed: '{'"}, {"S02 array", "[1]", 0, "allowed: '{'"},
-    {"S02 cut JSON", "{\"a\":", 0, "byte 13: found the end of the text"}, {"S03 UTF-8", "{\"a\xff\":1}", 0, "byte 11: found '\\xff', allowed: valid UTF-8"},
-    {"S04 same name", "{" E("a", "U8", "1", 0, 1) "," E("a", "U8", "1", 1, 2) "}", 2, "key \"a\" twice"},
-    {"S04 same field", "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "key \"dtype\" twice"},
-    {"S05 reversed", "{" E("a", "U8", "2", 2, 0) "}", 2, "data_offsets: found [2, 0], allowed: 2 bytes"},
-    {"S05 overlap", "{" E("a", "U8", "2", 0, 2) "," E("b", "U8", "2", 1, 3) "}", 3, "tensor \"b\": data_offsets: found an overlap at 1, allowed: 2"},
-    {"S05 same bytes", "{" E("a", "U8", "2", 0, 2) "," E("b", "U8", "2", 0, 2) "}", 2, "an overlap at 0"},
-    {"S05 hole", "{" E("a", "U8", "1", 0, 1) "," E("b", "U8", "1", 2, 3) "}", 3, "a hole at 2, allowed: 1"},
-    {"S05 hole first", "{" E("a", "U8", "1", 1, 2) "}", 2, "a hole at 1"}, {"S05 beyond", "{" E("a", "U8", "4", 0, 4) "}", 3, "the file's"},
-    {"S05 float", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0.0,1]}}", 1, "data_offsets: found 0.0, allowed: integers"},
-    {"S05 exponent", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1e0]}}", 1, "data_offsets: found 1e0"},
-    {"S05 negative", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[-1,0]}}", 1, "found -1"},
-    {"S05 2^63", "{" E("a", "U8", "1", 9223372036854775808, 9223372036854775809) "}", 1, "a hole at 9223372036854775808"},
-    {"S05 2^64", "{" E("a", "U8", "1", 18446744073709551616, 18446744073709551617) "}", 1, "found 18446744073709551616"},
-    {"S05 2^64-1", "{" E("a", "U8", "1", 18446744073709551615, 0) "}", 1, "data_offsets: found [18446744073709551615, 0]"},
-    {"S05 three", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]}}", 1, "found an array of 3, allowed: [begin, end]"},
-    {"S05 none", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"offsets\":[0,1]}}", 1, "data_offsets: found nothing"},
-    {"S06 product", "{" E("a", "U8", "4294967296,4294967296", 0, 0) "}", 0, "shape: found (4294967296, 4294967296)"},
+    {"S02 space first", " {}", 0, "byte 8: found 0x20, allowed: '{'"},
+    {"S02 array", "[1]", 0, "allowed: '{'"},
+    {"S02 cut JSON", "{\"a\":", 0, "byte 13: found the end of the text"},
+    {"S03 UTF-8", "{\"a\xff\":1}", 0, "byte 11: found '\\xff', allowed: valid UTF-8"},
+    {"S04 same name", "{" E("a", "U8", "1", 0, 1) "," E("a", "U8", "1", 1, 2) "}", 2,
+     "key \"a\" twice"},
+    {"S04 same field",
+     "{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+     "key \"dtype\" twice"},
+    {"S05 reversed", "{" E("a", "U8", "2", 2, 0) "}", 2,
+     "data_offsets: found [2, 0], allowed: 2 bytes"},
+    {"S05 overlap", "{" E("a", "U8", "2", 0, 2) "," E("b", "U8", "2", 1, 3) "}", 3,
+     "tensor \"b\": data_offsets: found an overlap at 1, allowed: 2"},
+    {"S05 same bytes", "{" E("a", "U8", "2", 0, 2) "," E("b", "U8", "2", 0, 2) "}", 2,
+     "an overlap at 0"},
+    {"S05 hole", "{" E("a", "U8", "1", 0, 1) "," E("b", "U8", "1", 2, 3) "}", 3,
+     "a hole at 2, allowed: 1"},
+    {"S05 hole first", "{" E("a", "U8", "1", 1, 2) "}", 2, "a hole at 1"},
+    {"S05 beyond", "{" E("a", "U8", "4", 0, 4) "}", 3, "the file's"},
+    {"S05 float", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0.0,1]}}", 1,
+     "data_offsets: found 0.0, allowed: integers"},
+    {"S05 exponent", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1e0]}}", 1,
+     "data_offsets: found 1e0"},
+    {"S05 negative", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[-1,0]}}", 1,
+     "found -1"},
+    {"S05 2^63", "{" E("a", "U8", "1", 9223372036854775808, 9223372036854775809) "}", 1,
+     "a hole at 9223372036854775808"},
+    {"S05 2^64", "{" E("a", "U8", "1", 18446744073709551616, 18446744073709551617) "}", 1,
+     "found 18446744073709551616"},
+    {"S05 2^64-1", "{" E("a", "U8", "1", 18446744073709551615, 0) "}", 1,
+     "data_offsets: found [18446744073709551615, 0]"},
+    {"S05 three", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]}}", 1,
+     "found an array of 3, allowed: [begin, end]"},
+    {"S05 none", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"offsets\":[0,1]}}", 1,
+     "data_offsets: found nothing"},
+    {"S06 product", "{" E("a", "U8", "4294967296,4294967296", 0, 0) "}", 0,
+     "shape: found (4294967296, 4294967296)"},
     {"S06 bytes", "{" E("a", "F64", "2305843009213693952", 0, 0) "}", 0, "below 2^63 bytes"},
-    {"S06 hidden by zero", "{" E("a", "U8", "4294967296,4294967296,0", 0, 0) "}", 0, "below 2^63 bytes"},
+    {"S06 hidden by zero", "{" E("a", "U8", "4294967296,4294967296,0", 0, 0) "}", 0,
+     "below 2^63 bytes"},
     {"S06 2^63", "{" E("a", "U8", "9223372036854775808", 0, 0) "}", 0, "below 2^63 bytes"},
-    {"S07 size", "{" E("a", "F32", "2", 0, 7) "}", 7, "found [0, 7], allowed: 8 bytes"}, {"S07 more", "{" E("a", "F16", "2", 0, 8) "}", 8, "allowed: 4 bytes"},
-    {"S08 unknown", "{" E("a", "F31", "1", 0, 4) "}", 4, "dtype: found \"F31\", allowed: F64, F32"}, {"S08 sub-byte", "{" E("a", "F4", "3", 0, 1) "}", 1, "dtype: found \"F4\""},
-    {"S08 lower case", "{" E("a", "f32", "1", 0, 4) "}", 4, "dtype: found \"f32\""}, {"S08 number", "{\"a\":{\"dtype\":3,\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "dtype: found 3"},
-    {"S09 number", "{\"__metadata__\":{\"a\":1}}", 0, "__metadata__: found 1, allowed: an object of strings"},
+    {"S07 size", "{" E("a", "F32", "2", 0, 7) "}", 7, "found [0, 7], allowed: 8 bytes"},
+    {"S07 more", "{" E("a", "F16", "2", 0, 8) "}", 8, "allowed: 4 bytes"},
+    {"S08 unknown", "{" E("a", "F31", "1", 0, 4) "}", 4, "dtype: found \"F31\", allowed: F64, F32"},
+    {"S08 sub-byte", "{" E("a", "F4", "3", 0, 1) "}", 1, "dtype: found \"F4\""},
+    {"S08 lower case", "{" E("a", "f32", "1", 0, 4) "}", 4, "dtype: found \"f32\""},
+    {"S08 number", "{\"a\":{\"dtype\":3,\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+     "dtype: found 3"},
+    {"S09 number", "{\"__metadata__\":{\"a\":1}}", 0,
+     "__metadata__: found 1, allowed: an object of strings"},
     {"S09 array", "{\"__metadata__\":[]}", 0, "__metadata__: found an array of 0"},
-    {"S10 trailing", "{" E("a", "U8", "1", 0, 1) "}", 2, "found 1 bytes behind the last tensor, allowed: none"},
-    {"S10 trailing empty", "{}", 1, "behind the last tensor"}, {"S10 missing", "{" E("a", "U8", "2", 0, 2) "}", 1, "the file's"},
-    {"shape float", "{" E("a", "U8", "1.0", 0, 1) "}", 1, "shape: found 1.0"}, {"shape negative", "{" E("a", "U8", "-1", 0, 1) "}", 1, "shape: found -1"},
-    {"shape text", "{" E("a", "U8", "\"1\"", 0, 1) "}", 1, "shape: found \"1\""}, {"shape rank 9", "{" E("a", "U8", "1,1,1,1,1,1,1,1,1", 0, 1) "}", 1, "shape: found an array of 9"},
-    {"shape object", "{\"a\":{\"dtype\":\"U8\",\"shape\":{},\"data_offsets\":[0,1]}}", 1, "shape: found an object of 0"},
-    {"entry number", "{\"a\":1}", 0, "entry: found 1"}, {"entry extra", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":0}}", 1, "entry: found an object of 4"},
-    {"G11 empty name", "{" E("", "U8", "1", 0, 1) "}", 1, "an empty name"}, {"G11 NUL", "{" E("a\\u0000b", "U8", "1", 0, 1) "}", 1, "tensor \"a\\x00b\": name: found a name with NUL"},
+    {"S10 trailing", "{" E("a", "U8", "1", 0, 1) "}", 2,
+     "found 1 bytes behind the last tensor, allowed: none"},
+    {"S10 trailing empty", "{}", 1, "behind the last tensor"},
+    {"S10 missing", "{" E("a", "U8", "2", 0, 2) "}", 1, "the file's"},
+    {"shape float", "{" E("a", "U8", "1.0", 0, 1) "}", 1, "shape: found 1.0"},
+    {"shape negative", "{" E("a", "U8", "-1", 0, 1) "}", 1, "shape: found -1"},
+    {"shape text", "{" E("a", "U8", "\"1\"", 0, 1) "}", 1, "shape: found \"1\""},
+    {"shape rank 9", "{" E("a", "U8", "1,1,1,1,1,1,1,1,1", 0, 1) "}", 1,
+     "shape: found an array of 9"},
+    {"shape object", "{\"a\":{\"dtype\":\"U8\",\"shape\":{},\"data_offsets\":[0,1]}}", 1,
+     "shape: found an object of 0"},
+    {"entry number", "{\"a\":1}", 0, "entry: found 1"},
+    {"entry extra", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":0}}", 1,
+     "entry: found an object of 4"},
+    {"G11 empty name", "{" E("", "U8", "1", 0, 1) "}", 1, "an empty name"},
+    {"G11 NUL", "{" E("a\\u0000b", "U8", "1", 0, 1) "}", 1,
+     "tensor \"a\\x00b\": name: found a name with NUL"},
     {"C10 escape", "{" E("\\u001b[31m", "F31", "1", 0, 1) "}", 1, "tensor \"\\x1b[31m\""}};
 
 TEST(safetensors_table)
 {
     for (size_t i = 0; i < sizeof st_cases / sizeof st_cases[0]; i++) {
         put_safetensors("x.safetensors", st_cases[i].header, st_cases[i].data);
-        weights_case(st_cases[i].id, "x.safetensors", st_cases[i].piece == NULL ? TL_OK : TL_ERR_FORMAT, st_cases[i].piece);
+        weights_case(st_cases[i].id, "x.safetensors",
+                     st_cases[i].piece == NULL ? TL_OK : TL_ERR_FORMAT, st_cases[i].piece);
     }
 }
 
@@ -560,8 +683,14 @@ TEST(safetensors_S01_lengths)
     static const struct {
         uint64_t length;
         const char *piece;
-    } cases[] = {{0, "header length: found 0, allowed: 2 to 2"}, {1, "found 1,"}, {3, "found 3,"}, {100000001, "found 100000001"}, {UINT64_MAX, "found 18446744073709551615"},
-                 {(uint64_t)1 << 63, "found 9223372036854775808"}, {UINT64_MAX - 7, "found 18446744073709551608"}, {(uint64_t)1 << 32, "found 4294967296"}};
+    } cases[] = {{0, "header length: found 0, allowed: 2 to 2"},
+                 {1, "found 1,"},
+                 {3, "found 3,"},
+                 {100000001, "found 100000001"},
+                 {UINT64_MAX, "found 18446744073709551615"},
+                 {(uint64_t)1 << 63, "found 9223372036854775808"},
+                 {UINT64_MAX - 7, "found 18446744073709551608"},
+                 {(uint64_t)1 << 32, "found 4294967296"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         buf b = {NULL, 0, 0};
         buf_le(&b, 8, cases[i].length);
@@ -574,10 +703,14 @@ TEST(safetensors_S01_lengths)
 
 TEST(safetensors_values)
 {
-    static const char header[] = "{\"__metadata__\":{\"k\":\"v\"}," E("f32", "F32", "3", 0, 12) "," E("f16", "F16", "2,2", 12, 20) "," E("bf16", "BF16", "3", 20, 26) ","
-                                 E("f64", "F64", "2", 26, 42) "," E("i32", "I32", "1", 42, 46) "}";
+    static const char header[] =
+        "{\"__metadata__\":{\"k\":\"v\"}," E("f32", "F32", "3", 0, 12) "," E(
+            "f16", "F16", "2,2", 12, 20) "," E("bf16", "BF16", "3", 20,
+                                               26) "," E("f64", "F64", "2", 26,
+                                                         42) "," E("i32", "I32", "1", 42, 46) "}";
     static const uint32_t f32[3] = {0x3f800000u, 0xff800000u, 0x00000001u};
-    static const uint16_t f16[4] = {0x3c00, 0x0001, 0xfc00, 0x7bff}, bf16[3] = {0x3f80, 0xc0a0, 0x0080};
+    static const uint16_t f16[4] = {0x3c00, 0x0001, 0xfc00, 0x7bff},
+                          bf16[3] = {0x3f80, 0xc0a0, 0x0080};
     static const uint64_t f64[2] = {0x3fe0000000000000u, 0x7fefffffffffffffu};
     buf b = {NULL, 0, 0};
     ck_source *ck;
@@ -604,12 +737,15 @@ TEST(safetensors_values)
     REQUIRE(ck_open_weights(scratch("x.safetensors"), &ck, &err) == TL_OK);
     CHECK(json_is(ck_metadata(ck, "k"), "v") && ck_metadata(ck, "x").ptr == NULL);
     t = ck_find(ck, "f32");
-    CHECK(ck_read_f32(ck, t, 0, 3, out, &err) == TL_OK && out[0] == 1.0f && out[1] < -3e38f && out[2] > 0.0f && out[2] < 2.5e-45f);
+    CHECK(ck_read_f32(ck, t, 0, 3, out, &err) == TL_OK && out[0] == 1.0f && out[1] < -3e38f &&
+          out[2] > 0.0f && out[2] < 2.5e-45f);
     t = ck_find(ck, "f16");
-    CHECK(ck_read_f32(ck, t, 0, 4, out, &err) == TL_OK && out[0] == 1.0f && out[1] == 1.0f / 16777216.0f && out[2] < -3e38f && out[3] == 65504.0f);
+    CHECK(ck_read_f32(ck, t, 0, 4, out, &err) == TL_OK && out[0] == 1.0f &&
+          out[1] == 1.0f / 16777216.0f && out[2] < -3e38f && out[3] == 65504.0f);
     CHECK(ck_read_f32(ck, t, 3, 1, out, &err) == TL_OK && out[0] == 65504.0f);
     t = ck_find(ck, "bf16");
-    CHECK(ck_read_f32(ck, t, 0, 3, out, &err) == TL_OK && out[0] == 1.0f && out[1] == -5.0f && out[2] > 1.1e-38f && out[2] < 1.2e-38f);
+    CHECK(ck_read_f32(ck, t, 0, 3, out, &err) == TL_OK && out[0] == 1.0f && out[1] == -5.0f &&
+          out[2] > 1.1e-38f && out[2] < 1.2e-38f);
     t = ck_find(ck, "f64");
     CHECK(ck_read_f32(ck, t, 0, 2, out, &err) == TL_OK && out[0] == 0.5f && out[1] > 3.4e38f);
     CHECK(ck_read_f32(ck, t, 2, 0, out, &err) == TL_OK && err.status == TL_OK);
@@ -652,7 +788,9 @@ TEST(safetensors_S12_many)
     buf_le(&b, 8, 0);
     buf_text(&b, "{");
     for (int i = 0; i < 100000; i++) {
-        (void)snprintf(line, sizeof line, "%s\"t%d\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}", i == 0 ? "" : ",", i, i, i + 1);
+        (void)snprintf(line, sizeof line,
+                       "%s\"t%d\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}",
+                       i == 0 ? "" : ",", i, i, i + 1);
         buf_text(&b, line);
     }
     buf_text(&b, "}");
@@ -666,7 +804,7 @@ TEST(safetensors_S12_many)
     CHECK((double)(clock() - start) / CLOCKS_PER_SEC < 10.0);
 }
 
-/* ---- zip ---------------------------------------------------------------------------------------------- */
+/* ---- zip ------------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *name;
@@ -781,7 +919,7 @@ static void build_zip(buf *b, const zip_part *parts, int n, int form)
     buf_le(b, 2, 0);
 }
 
-/* ---- pickles ------------------------------------------------------------------------------------------ */
+/* ---- pickles --------------------------------------------------------------------------------- */
 
 static void pk_string(buf *b, const char *text)
 {
@@ -888,8 +1026,13 @@ static void torch_put(int form)
 
 TEST(zip_accepts)
 {
-    static const int forms[] = {ZIP_TORCH, ZIP_PLAIN, ZIP_NO_WIDE, ZIP_PLAIN | ZIP_NO_WIDE, ZIP_WIDE_DESCRIPTOR,
-                                ZIP_WIDE_ENTRY, ZIP_WIDE_ENTRY | ZIP_PLAIN | ZIP_NO_WIDE};
+    static const int forms[] = {ZIP_TORCH,
+                                ZIP_PLAIN,
+                                ZIP_NO_WIDE,
+                                ZIP_PLAIN | ZIP_NO_WIDE,
+                                ZIP_WIDE_DESCRIPTOR,
+                                ZIP_WIDE_ENTRY,
+                                ZIP_WIDE_ENTRY | ZIP_PLAIN | ZIP_NO_WIDE};
     for (size_t i = 0; i < sizeof forms / sizeof forms[0]; i++) {
         ck_source *ck;
         tl_error err;
@@ -904,7 +1047,8 @@ TEST(zip_accepts)
             continue;
         }
         t = ck_find(ck, "a.weight");
-        CHECK(t != NULL && t->rank == 2 && t->shape[0] == 2 && t->shape[1] == 3 && t->dtype == CK_F32);
+        CHECK(t != NULL && t->rank == 2 && t->shape[0] == 2 && t->shape[1] == 3 &&
+              t->dtype == CK_F32);
         CHECK(ck_read_f32(ck, t, 0, 6, out, &err) == TL_OK && out[0] == 0.0f && out[5] == 5.0f);
         CHECK(ck_verify(ck, t, &err) == TL_OK);
         t = ck_find(ck, "b.weight");
@@ -958,7 +1102,8 @@ static const struct {
     {"Z05 name backslash", CENTRAL, 2, 47, 1, '\\', 0, "found this name"},
     {"Z05 name colon", CENTRAL, 2, 47, 1, ':', 0, "found this name"},
     {"Z05 name UTF-8", CENTRAL, 2, 46, 1, 0xff, 0, "zip record \"\\xff/data/0\": found this name"},
-    {"Z06 deflate", CENTRAL, 2, 10, 2, 8, 0, "found compression method 8, allowed: method 0 (stored)"},
+    {"Z06 deflate", CENTRAL, 2, 10, 2, 8, 0,
+     "found compression method 8, allowed: method 0 (stored)"},
     {"Z07 encrypted", CENTRAL, 2, 8, 2, 0x0809, 0, "an encrypted record (flag 0x1)"},
     {"Z07 patched", CENTRAL, 2, 8, 2, 0x0828, 0, "a patched record (flag 0x20)"},
     {"Z07 strong", CENTRAL, 2, 8, 2, 0x0848, 0, "strong encryption (flag 0x40)"},
@@ -1018,7 +1163,8 @@ TEST(zip_table)
     torch_free();
 }
 
-static void zip_parts_case(const char *id, const zip_part *parts, int n, int form, const char *piece)
+static void zip_parts_case(const char *id, const zip_part *parts, int n, int form,
+                           const char *piece)
 {
     buf b = {NULL, 0, 0};
     build_zip(&b, parts, n, form);
@@ -1034,12 +1180,15 @@ TEST(zip_structures)
     torch_good();
     memcpy(parts, torch_parts, sizeof parts);
     parts[PART_VERSION].name = "m/byteorder";
-    zip_parts_case("Z05 duplicate", parts, PARTS, ZIP_TORCH, "\"m/byteorder\": found this name twice");
+    zip_parts_case("Z05 duplicate", parts, PARTS, ZIP_TORCH,
+                   "\"m/byteorder\": found this name twice");
     parts[PART_VERSION].name = "n/data.pkl";
     zip_parts_case("Z05 two data.pkl", parts, PARTS, ZIP_TORCH, "a second data.pkl");
     parts[PART_VERSION].name = "m/constants.pkl";
-    zip_parts_case("P15 TorchScript", parts, PARTS, ZIP_TORCH, "a TorchScript archive, allowed: a state dict");
-    zip_parts_case("no data.pkl", torch_parts + 1, PARTS - 1, ZIP_TORCH, "record \"data.pkl\": found none");
+    zip_parts_case("P15 TorchScript", parts, PARTS, ZIP_TORCH,
+                   "a TorchScript archive, allowed: a state dict");
+    zip_parts_case("no data.pkl", torch_parts + 1, PARTS - 1, ZIP_TORCH,
+                   "record \"data.pkl\": found none");
     /* Z04: two entries of one record; then one inside the data of another */
     build_zip(&b, torch_parts, PARTS, ZIP_PLAIN);
     memcpy(b.bytes + zip_at.central[3] + 16, b.bytes + zip_at.central[2] + 16, 12);
@@ -1059,7 +1208,8 @@ TEST(zip_structures)
         buf_set(&b, zip_at.central[4] + 20 + 4 * k, 4, 100);
     }
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z04 over the directory", "x.bin", TL_ERR_FORMAT, "runs into the directory or leaves the file");
+    weights_case("Z04 over the directory", "x.bin", TL_ERR_FORMAT,
+                 "runs into the directory or leaves the file");
     /* Z08: 4 GiB, and 2^64 - 1 through zip64 fields, in a small file */
     build_zip(&b, torch_parts, PARTS, ZIP_TORCH);
     buf_set(&b, zip_at.central[2] + 20, 8, 0xfffffffefffffffe);
@@ -1069,7 +1219,8 @@ TEST(zip_structures)
     buf_set(&b, zip_at.central[2] + 46 + 8 + 4, 8, UINT64_MAX);
     buf_set(&b, zip_at.central[2] + 46 + 8 + 12, 8, UINT64_MAX);
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z08 2^64-1", "x.bin", TL_ERR_FORMAT, "runs into the directory or leaves the file");
+    weights_case("Z08 2^64-1", "x.bin", TL_ERR_FORMAT,
+                 "runs into the directory or leaves the file");
     build_zip(&b, torch_parts, PARTS, ZIP_WIDE_ENTRY);
     buf_set(&b, zip_at.central[2] + 46 + 8 + 20, 8, UINT64_MAX - 10);
     scratch_put("x.bin", b.bytes, b.n);
@@ -1077,7 +1228,8 @@ TEST(zip_structures)
     build_zip(&b, torch_parts, PARTS, ZIP_WIDE_ENTRY);
     buf_set(&b, zip_at.central[2] + 46 + 8 + 2, 2, 16);
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z09 short zip64 field", "x.bin", TL_ERR_FORMAT, "extra fields that do not fit their length");
+    weights_case("Z09 short zip64 field", "x.bin", TL_ERR_FORMAT,
+                 "extra fields that do not fit their length");
     buf_free(&b);
     torch_free();
 }
@@ -1092,18 +1244,21 @@ TEST(zip_ends)
     weights_case("Z01 byte behind", "x.bin", TL_ERR_FORMAT, "no end record");
     buf_set(&b, zip_at.end + 20, 2, 1);
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z01 real comment", "x.bin", TL_ERR_FORMAT, "an archive comment, allowed: no comment");
+    weights_case("Z01 real comment", "x.bin", TL_ERR_FORMAT,
+                 "an archive comment, allowed: no comment");
     b.n--;
     buf_set(&b, zip_at.end + 20, 2, 22);
     buf_put(&b, b.bytes + zip_at.end, 22);
     buf_set(&b, b.n - 2, 2, 0);
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z01 two ends", "x.bin", TL_ERR_FORMAT, "more than one end record, allowed: exactly one");
+    weights_case("Z01 two ends", "x.bin", TL_ERR_FORMAT,
+                 "more than one end record, allowed: exactly one");
     build_zip(&b, torch_parts, PARTS, ZIP_NO_WIDE);
     buf_set(&b, zip_at.end + 8, 2, 6);
     buf_set(&b, zip_at.end + 10, 2, 6);
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z11 one entry more", "x.bin", TL_ERR_FORMAT, "no directory entry, allowed: as many");
+    weights_case("Z11 one entry more", "x.bin", TL_ERR_FORMAT,
+                 "no directory entry, allowed: as many");
     buf_set(&b, zip_at.end + 8, 2, 4);
     buf_set(&b, zip_at.end + 10, 2, 4);
     scratch_put("x.bin", b.bytes, b.n);
@@ -1111,7 +1266,8 @@ TEST(zip_ends)
     buf_set(&b, zip_at.end + 8, 2, 65000);
     buf_set(&b, zip_at.end + 10, 2, 65000);
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z11 65000 entries", "x.bin", TL_ERR_FORMAT, "more entries than the directory has room for");
+    weights_case("Z11 65000 entries", "x.bin", TL_ERR_FORMAT,
+                 "more entries than the directory has room for");
     build_zip(&b, torch_parts, PARTS, ZIP_NO_WIDE);
     buf_set(&b, zip_at.end + 12, 4, 0xfffffff0);
     scratch_put("x.bin", b.bytes, b.n);
@@ -1130,7 +1286,8 @@ TEST(zip_Z10_checksums)
     build_zip(&b, torch_parts, PARTS, ZIP_TORCH);
     b.bytes[zip_at.data[PART_PICKLE] + 40] ^= 1;
     scratch_put("x.bin", b.bytes, b.n);
-    weights_case("Z10 pickle", "x.bin", TL_ERR_FORMAT, "\"m/data.pkl\": found bytes that differ from their checksum");
+    weights_case("Z10 pickle", "x.bin", TL_ERR_FORMAT,
+                 "\"m/data.pkl\": found bytes that differ from their checksum");
     b.bytes[zip_at.data[PART_PICKLE] + 40] ^= 1;
     b.bytes[zip_at.data[PART_0] + 5] ^= 1;
     scratch_put("x.bin", b.bytes, b.n);
@@ -1141,12 +1298,13 @@ TEST(zip_Z10_checksums)
     ck_close(ck);
     check_clean("Z10");
     CHECK(zip_crc(0, (const unsigned char *)"123456789", 9) == 0xcbf43926u);
-    CHECK(zip_crc(zip_crc(0, (const unsigned char *)"1234", 4), (const unsigned char *)"56789", 5) == 0xcbf43926u);
+    CHECK(zip_crc(zip_crc(0, (const unsigned char *)"1234", 4), (const unsigned char *)"56789",
+                  5) == 0xcbf43926u);
     buf_free(&b);
     torch_free();
 }
 
-/* ---- pickle ------------------------------------------------------------------------------------------- */
+/* ---- pickle ---------------------------------------------------------------------------------- */
 
 static const struct {
     const char *id, *text;
@@ -1154,63 +1312,181 @@ static const struct {
     tl_status status;
     const char *piece;
 } pickle_cases[] = {
-    {"y empty dict", T("\x80\x02}."), TL_OK, ""}, {"y frame", T("\x80\x04\x95\x02\0\0\0\0\0\0\0}."), TL_OK, ""},
+    {"y empty dict", T("\x80\x02}."), TL_OK, ""},
+    {"y frame", T("\x80\x04\x95\x02\0\0\0\0\0\0\0}."), TL_OK, ""},
     {"y memo", T("\x80\x02}q\0h\0\x86."), TL_OK, ""},
-    {"y shared", T("\x80\x02]q\x05(h\x05h\x05\x65."), TL_OK, ""}, {"y long", T("\x80\x02\x8a\x02\xff\x80."), TL_OK, ""},
+    {"y shared", T("\x80\x02]q\x05(h\x05h\x05\x65."), TL_OK, ""},
+    {"y long", T("\x80\x02\x8a\x02\xff\x80."), TL_OK, ""},
     {"y memoize", T("\x80\x04]\x94\x8c\x01x\x94\x61(h\0h\x01\x65."), TL_OK, ""},
-    {"P01 unknown", T("\x80\x02\xff."), TL_ERR_UNSUPPORTED, "byte 102: pickle: found opcode 0xff (unknown)"},
-    {"P01 INST", T("\x80\x02(ios\nsystem\n."), TL_ERR_UNSUPPORTED, "byte 103: pickle: found opcode 0x69 (INST)"},
-    {"P01 OBJ", T("\x80\x02(o."), TL_ERR_UNSUPPORTED, "(OBJ)"}, {"P01 NEWOBJ", T("\x80\x02))\x81."), TL_ERR_UNSUPPORTED, "(NEWOBJ)"},
-    {"P01 NEWOBJ_EX", T("\x80\x04)))\x92."), TL_ERR_UNSUPPORTED, "(NEWOBJ_EX)"}, {"P01 EXT1", T("\x80\x02\x82\x01."), TL_ERR_UNSUPPORTED, "(EXT1)"},
-    {"P01 PERSID", T("\x80\x02Px\n."), TL_ERR_UNSUPPORTED, "(PERSID)"}, {"P01 DUP", T("\x80\x02}2."), TL_ERR_UNSUPPORTED, "(DUP)"},
-    {"P01 POP", T("\x80\x02}0."), TL_ERR_UNSUPPORTED, "(POP)"}, {"P01 bytes", T("\x80\x03" "C\x01x."), TL_ERR_UNSUPPORTED, "(SHORT_BINBYTES)"},
-    {"P02 os.system", T("\x80\x02" "cos\nsystem\nX\x02\0\0\0ls\x85R."), TL_ERR_UNSUPPORTED, "the name 'os system', allowed: tensors"},
-    {"P02 builtins", T("\x80\x02" "c__builtin__\neval\n."), TL_ERR_UNSUPPORTED, "'__builtin__ eval'"},
-    {"P02 stack global", T("\x80\x04\x8c\x05posix\x8c\x06system\x93."), TL_ERR_UNSUPPORTED, "'posix system'"},
-    {"P02 prefix", T("\x80\x02" "ctorch\nFloatStorag\n."), TL_ERR_UNSUPPORTED, "'torch FloatStorag'"},
-    {"P02 longer", T("\x80\x02" "ctorch\nFloatStoragex\n."), TL_ERR_UNSUPPORTED, "'torch FloatStoragex'"},
-    {"P02 attribute", T("\x80\x04\x8c\x05torch\x8c\x0a" "serializer\x93."), TL_ERR_UNSUPPORTED, "'torch serializer'"},
-    {"P02 old tensor", T("\x80\x02" "ctorch._utils\n_rebuild_tensor\n."), TL_ERR_UNSUPPORTED, "'torch._utils _rebuild_tensor'"},
-    {"P02 with NUL", T("\x80\x02" "ctorch\nFloatStorage\0\n."), TL_ERR_UNSUPPORTED, "FloatStorage\\x00"},
-    {"P03 REDUCE no tuple", T("\x80\x02" "ccollections\nOrderedDict\n]R."), TL_ERR_FORMAT, "REDUCE on something else"},
+    {"P01 unknown", T("\x80\x02\xff."), TL_ERR_UNSUPPORTED,
+     "byte 102: pickle: found opcode 0xff (unknown)"},
+    {"P01 INST", T("\x80\x02(ios\nsystem\n."), TL_ERR_UNSUPPORTED,
+     "byte 103: pickle: found opcode 0x69 (INST)"},
+    {"P01 OBJ", T("\x80\x02(o."), TL_ERR_UNSUPPORTED, "(OBJ)"},
+    {"P01 NEWOBJ", T("\x80\x02))\x81."), TL_ERR_UNSUPPORTED, "(NEWOBJ)"},
+    {"P01 NEWOBJ_EX", T("\x80\x04)))\x92."), TL_ERR_UNSUPPORTED, "(NEWOBJ_EX)"},
+    {"P01 EXT1", T("\x80\x02\x82\x01."), TL_ERR_UNSUPPORTED, "(EXT1)"},
+    {"P01 PERSID", T("\x80\x02Px\n."), TL_ERR_UNSUPPORTED, "(PERSID)"},
+    {"P01 DUP", T("\x80\x02}2."), TL_ERR_UNSUPPORTED, "(DUP)"},
+    {"P01 POP", T("\x80\x02}0."), TL_ERR_UNSUPPORTED, "(POP)"},
+    {"P01 bytes",
+     T("\x80\x03"
+       "C\x01x."),
+     TL_ERR_UNSUPPORTED, "(SHORT_BINBYTES)"},
+    {"P02 os.system",
+     T("\x80\x02"
+       "cos\nsystem\nX\x02\0\0\0ls\x85R."),
+     TL_ERR_UNSUPPORTED, "the name 'os system', allowed: tensors"},
+    {"P02 builtins",
+     T("\x80\x02"
+       "c__builtin__\neval\n."),
+     TL_ERR_UNSUPPORTED, "'__builtin__ eval'"},
+    {"P02 stack global", T("\x80\x04\x8c\x05posix\x8c\x06system\x93."), TL_ERR_UNSUPPORTED,
+     "'posix system'"},
+    {"P02 prefix",
+     T("\x80\x02"
+       "ctorch\nFloatStorag\n."),
+     TL_ERR_UNSUPPORTED, "'torch FloatStorag'"},
+    {"P02 longer",
+     T("\x80\x02"
+       "ctorch\nFloatStoragex\n."),
+     TL_ERR_UNSUPPORTED, "'torch FloatStoragex'"},
+    {"P02 attribute",
+     T("\x80\x04\x8c\x05torch\x8c\x0a"
+       "serializer\x93."),
+     TL_ERR_UNSUPPORTED, "'torch serializer'"},
+    {"P02 old tensor",
+     T("\x80\x02"
+       "ctorch._utils\n_rebuild_tensor\n."),
+     TL_ERR_UNSUPPORTED, "'torch._utils _rebuild_tensor'"},
+    {"P02 with NUL",
+     T("\x80\x02"
+       "ctorch\nFloatStorage\0\n."),
+     TL_ERR_UNSUPPORTED, "FloatStorage\\x00"},
+    {"P03 REDUCE no tuple",
+     T("\x80\x02"
+       "ccollections\nOrderedDict\n]R."),
+     TL_ERR_FORMAT, "REDUCE on something else"},
     {"P03 REDUCE no name", T("\x80\x02})R."), TL_ERR_FORMAT, "REDUCE on something else"},
-    {"P03 OrderedDict args", T("\x80\x02" "ccollections\nOrderedDict\nK\x01\x85R."), TL_ERR_FORMAT, "OrderedDict with arguments"},
-    {"P03 storage call", T("\x80\x02" "ctorch\nFloatStorage\n)R."), TL_ERR_FORMAT, "a call of a storage class"},
-    {"P03 tensor args", T("\x80\x02" "ctorch._utils\n_rebuild_tensor_v2\n)R."), TL_ERR_FORMAT, "other arguments of _rebuild_tensor_v2"},
-    {"P03 tensor ints", T("\x80\x02" "ctorch._utils\n_rebuild_tensor_v2\n(K\0K\0K\0K\0K\0K\0tR."), TL_ERR_FORMAT, "other arguments of _rebuild_tensor_v2"},
-    {"P03 parameter args", T("\x80\x02" "ctorch._utils\n_rebuild_parameter\nK\x01\x88}\x87R."), TL_ERR_FORMAT, "other arguments of _rebuild_parameter"},
-    {"P03 BUILD on int", T("\x80\x02K\x01}b."), TL_ERR_FORMAT, "BUILD on something else"}, {"P03 BUILD with int", T("\x80\x02}K\x01" "b."), TL_ERR_FORMAT, "BUILD on something else"},
-    {"P04 underflow R", T("\x80\x02R."), TL_ERR_FORMAT, "byte 102: pickle: found too few values"}, {"P04 underflow tuple", T("\x80\x02K\x01\x86."), TL_ERR_FORMAT, "too few values"},
-    {"P04 underflow mark", T("\x80\x02K\x01(\x85."), TL_ERR_FORMAT, "too few values"}, {"P04 underflow append", T("\x80\x02K\x01" "a."), TL_ERR_FORMAT, "too few values"},
-    {"P04 underflow setitem", T("\x80\x02}K\x01s."), TL_ERR_FORMAT, "too few values"}, {"P04 underflow setitems", T("\x80\x02(K\x01K\x02u."), TL_ERR_FORMAT, "too few values"},
-    {"P04 underflow put", T("\x80\x02q\0."), TL_ERR_FORMAT, "too few values"}, {"P04 underflow persid", T("\x80\x02Q."), TL_ERR_FORMAT, "another persistent id"},
-    {"P04 underflow build", T("\x80\x02}b."), TL_ERR_FORMAT, "too few values"}, {"P04 underflow global", T("\x80\x04}\x93."), TL_ERR_FORMAT, "too few values"},
-    {"P04 no mark t", T("\x80\x02}t."), TL_ERR_FORMAT, "found no mark"}, {"P04 no mark u", T("\x80\x02}u."), TL_ERR_FORMAT, "found no mark"},
-    {"P04 no STOP", T("\x80\x02}"), TL_ERR_FORMAT, "found the end of the pickle, allowed: STOP"}, {"P04 empty", T(""), TL_ERR_FORMAT, "no pickle, allowed: PROTO first"},
-    {"P04 two values", T("\x80\x02}}."), TL_ERR_FORMAT, "STOP with more or less"}, {"P04 no value", T("\x80\x02."), TL_ERR_FORMAT, "STOP with more or less"},
-    {"P04 open mark", T("\x80\x02(}."), TL_ERR_FORMAT, "STOP with more or less"}, {"P04 cut int", T("\x80\x02J\x01\x02"), TL_ERR_FORMAT, "inside an opcode"},
-    {"P04 cut string", T("\x80\x02X\x05\0\0\0abc"), TL_ERR_FORMAT, "inside an opcode"}, {"P04 cut global", T("\x80\x02" "ctorch\nFloat"), TL_ERR_FORMAT, "inside an opcode"},
-    {"P04 cut global name", T("\x80\x02" "ctorch"), TL_ERR_FORMAT, "inside an opcode"}, {"P04 cut float", T("\x80\x02G\0\0"), TL_ERR_FORMAT, "inside an opcode"},
-    {"P05 get missing", T("\x80\x02h\x07."), TL_ERR_FORMAT, "a memo index that nothing was put to"}, {"P05 get hole", T("\x80\x02}q\x02h\x01."), TL_ERR_FORMAT, "nothing was put to"},
-    {"P05 put 2^32-1", T("\x80\x02}r\xff\xff\xff\xff."), TL_ERR_FORMAT, "a memo index above the length"}, {"P05 get 2^32-1", T("\x80\x02j\xff\xff\xff\xff."), TL_ERR_FORMAT, "nothing was put to"},
+    {"P03 OrderedDict args",
+     T("\x80\x02"
+       "ccollections\nOrderedDict\nK\x01\x85R."),
+     TL_ERR_FORMAT, "OrderedDict with arguments"},
+    {"P03 storage call",
+     T("\x80\x02"
+       "ctorch\nFloatStorage\n)R."),
+     TL_ERR_FORMAT, "a call of a storage class"},
+    {"P03 tensor args",
+     T("\x80\x02"
+       "ctorch._utils\n_rebuild_tensor_v2\n)R."),
+     TL_ERR_FORMAT, "other arguments of _rebuild_tensor_v2"},
+    {"P03 tensor ints",
+     T("\x80\x02"
+       "ctorch._utils\n_rebuild_tensor_v2\n(K\0K\0K\0K\0K\0K\0tR."),
+     TL_ERR_FORMAT, "other arguments of _rebuild_tensor_v2"},
+    {"P03 parameter args",
+     T("\x80\x02"
+       "ctorch._utils\n_rebuild_parameter\nK\x01\x88}\x87R."),
+     TL_ERR_FORMAT, "other arguments of _rebuild_parameter"},
+    {"P03 BUILD on int", T("\x80\x02K\x01}b."), TL_ERR_FORMAT, "BUILD on something else"},
+    {"P03 BUILD with int",
+     T("\x80\x02}K\x01"
+       "b."),
+     TL_ERR_FORMAT, "BUILD on something else"},
+    {"P04 underflow R", T("\x80\x02R."), TL_ERR_FORMAT, "byte 102: pickle: found too few values"},
+    {"P04 underflow tuple", T("\x80\x02K\x01\x86."), TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow mark", T("\x80\x02K\x01(\x85."), TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow append",
+     T("\x80\x02K\x01"
+       "a."),
+     TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow setitem", T("\x80\x02}K\x01s."), TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow setitems", T("\x80\x02(K\x01K\x02u."), TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow put", T("\x80\x02q\0."), TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow persid", T("\x80\x02Q."), TL_ERR_FORMAT, "another persistent id"},
+    {"P04 underflow build", T("\x80\x02}b."), TL_ERR_FORMAT, "too few values"},
+    {"P04 underflow global", T("\x80\x04}\x93."), TL_ERR_FORMAT, "too few values"},
+    {"P04 no mark t", T("\x80\x02}t."), TL_ERR_FORMAT, "found no mark"},
+    {"P04 no mark u", T("\x80\x02}u."), TL_ERR_FORMAT, "found no mark"},
+    {"P04 no STOP", T("\x80\x02}"), TL_ERR_FORMAT, "found the end of the pickle, allowed: STOP"},
+    {"P04 empty", T(""), TL_ERR_FORMAT, "no pickle, allowed: PROTO first"},
+    {"P04 two values", T("\x80\x02}}."), TL_ERR_FORMAT, "STOP with more or less"},
+    {"P04 no value", T("\x80\x02."), TL_ERR_FORMAT, "STOP with more or less"},
+    {"P04 open mark", T("\x80\x02(}."), TL_ERR_FORMAT, "STOP with more or less"},
+    {"P04 cut int", T("\x80\x02J\x01\x02"), TL_ERR_FORMAT, "inside an opcode"},
+    {"P04 cut string", T("\x80\x02X\x05\0\0\0abc"), TL_ERR_FORMAT, "inside an opcode"},
+    {"P04 cut global",
+     T("\x80\x02"
+       "ctorch\nFloat"),
+     TL_ERR_FORMAT, "inside an opcode"},
+    {"P04 cut global name",
+     T("\x80\x02"
+       "ctorch"),
+     TL_ERR_FORMAT, "inside an opcode"},
+    {"P04 cut float", T("\x80\x02G\0\0"), TL_ERR_FORMAT, "inside an opcode"},
+    {"P05 get missing", T("\x80\x02h\x07."), TL_ERR_FORMAT, "a memo index that nothing was put to"},
+    {"P05 get hole", T("\x80\x02}q\x02h\x01."), TL_ERR_FORMAT, "nothing was put to"},
+    {"P05 put 2^32-1", T("\x80\x02}r\xff\xff\xff\xff."), TL_ERR_FORMAT,
+     "a memo index above the length"},
+    {"P05 get 2^32-1", T("\x80\x02j\xff\xff\xff\xff."), TL_ERR_FORMAT, "nothing was put to"},
     {"P05 put beyond mark", T("\x80\x02}(q\0."), TL_ERR_FORMAT, "too few values"},
-    {"P08 odd", T("\x80\x02}(K\x01u."), TL_ERR_FORMAT, "SETITEMS with an odd number"}, {"P08 on list", T("\x80\x02](K\x01K\x02u."), TL_ERR_FORMAT, "SETITEM on something else, allowed: a dict"},
-    {"P08 on int", T("\x80\x02K\x01K\x01K\x02s."), TL_ERR_FORMAT, "SETITEM on something else"}, {"P08 append on dict", T("\x80\x02}K\x01" "a."), TL_ERR_FORMAT, "APPEND on something else"},
+    {"P08 odd", T("\x80\x02}(K\x01u."), TL_ERR_FORMAT, "SETITEMS with an odd number"},
+    {"P08 on list", T("\x80\x02](K\x01K\x02u."), TL_ERR_FORMAT,
+     "SETITEM on something else, allowed: a dict"},
+    {"P08 on int", T("\x80\x02K\x01K\x01K\x02s."), TL_ERR_FORMAT, "SETITEM on something else"},
+    {"P08 append on dict",
+     T("\x80\x02}K\x01"
+       "a."),
+     TL_ERR_FORMAT, "APPEND on something else"},
     {"P08 appends on tuple", T("\x80\x02)(K\x01\x65."), TL_ERR_FORMAT, "APPEND on something else"},
-    {"P09 LONG1 9", T("\x80\x02\x8a\x09\0\0\0\0\0\0\0\0\0."), TL_ERR_FORMAT, "more than 8 bytes"}, {"P09 LONG1 255", T("\x80\x02\x8a\xff."), TL_ERR_FORMAT, "more than 8 bytes"},
-    {"P09 LONG4", T("\x80\x02\x8b\xff\xff\xff\xff."), TL_ERR_FORMAT, "more than 8 bytes"}, {"P09 LONG4 9", T("\x80\x02\x8b\x09\0\0\0\0\0\0\0\0\0\0\0\0."), TL_ERR_FORMAT, "more than 8 bytes"},
-    {"P09 string 2^31", T("\x80\x02X\0\0\0\x80" "abc."), TL_ERR_FORMAT, "inside an opcode"}, {"P09 not UTF-8", T("\x80\x02X\x01\0\0\0\xff."), TL_ERR_FORMAT, "not UTF-8"},
-    {"P10 text int", T("I1\n."), TL_ERR_FORMAT, "allowed: PROTO first"}, {"P10 INT", T("\x80\x02I1\n."), TL_ERR_UNSUPPORTED, "(INT)"}, {"P10 STRING", T("\x80\x02S'x'\n."), TL_ERR_UNSUPPORTED, "(STRING)"},
-    {"P10 UNICODE", T("\x80\x02Vx\n."), TL_ERR_UNSUPPORTED, "(UNICODE)"}, {"P10 PUT", T("\x80\x02}p0\n."), TL_ERR_UNSUPPORTED, "(PUT)"}, {"P10 GET", T("\x80\x02g0\n."), TL_ERR_UNSUPPORTED, "(GET)"},
-    {"P10 protocol 1", T("\x80\x01}."), TL_ERR_FORMAT, "protocol 2 to 5"}, {"P10 protocol 6", T("\x80\x06}."), TL_ERR_FORMAT, "protocol 2 to 5"}, {"P10 PROTO twice", T("\x80\x02\x80\x02}."), TL_ERR_FORMAT, "second PROTO"},
-    {"P10 frame lies", T("\x80\x04\x95\xff\0\0\0\0\0\0\0}."), TL_ERR_FORMAT, "a frame longer than the pickle"}, {"P10 frame huge", T("\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xff}."), TL_ERR_FORMAT, "a frame longer"},
-    {"P10 BINUNICODE8", T("\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx."), TL_ERR_FORMAT, "inside an opcode"},
-    {"P11 persid text", T("\x80\x02X\x01\0\0\0xQ."), TL_ERR_FORMAT, "another persistent id, allowed: ('storage'"}, {"P11 persid empty", T("\x80\x02)Q."), TL_ERR_FORMAT, "another persistent id"},
-    {"P11 persid class", T("\x80\x02(X\x07\0\0\0storageK\x01X\x01\0\0\0" "0X\x03\0\0\0cpuK\x01tQ."), TL_ERR_FORMAT, "another persistent id"},
-    {"P11 persid OrderedDict", T("\x80\x02(X\x07\0\0\0storageccollections\nOrderedDict\nX\x01\0\0\0" "0X\x03\0\0\0cpuK\x01tQ."), TL_ERR_FORMAT, "another persistent id"},
-    {"P11 persid word", T("\x80\x02(X\x07\0\0\0storbgectorch\nFloatStorage\nX\x01\0\0\0" "0X\x03\0\0\0cpuK\x01tQ."), TL_ERR_FORMAT, "another persistent id"},
-    {"P11 persid count", T("\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0" "0X\x03\0\0\0cpu\x8a\x01\xfftQ."), TL_ERR_FORMAT, "another persistent id"},
-    {"P11 persid six", T("\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0" "0X\x03\0\0\0cpuK\x01NtQ."), TL_ERR_FORMAT, "another persistent id"}};
+    {"P09 LONG1 9", T("\x80\x02\x8a\x09\0\0\0\0\0\0\0\0\0."), TL_ERR_FORMAT, "more than 8 bytes"},
+    {"P09 LONG1 255", T("\x80\x02\x8a\xff."), TL_ERR_FORMAT, "more than 8 bytes"},
+    {"P09 LONG4", T("\x80\x02\x8b\xff\xff\xff\xff."), TL_ERR_FORMAT, "more than 8 bytes"},
+    {"P09 LONG4 9", T("\x80\x02\x8b\x09\0\0\0\0\0\0\0\0\0\0\0\0."), TL_ERR_FORMAT,
+     "more than 8 bytes"},
+    {"P09 string 2^31",
+     T("\x80\x02X\0\0\0\x80"
+       "abc."),
+     TL_ERR_FORMAT, "inside an opcode"},
+    {"P09 not UTF-8", T("\x80\x02X\x01\0\0\0\xff."), TL_ERR_FORMAT, "not UTF-8"},
+    {"P10 text int", T("I1\n."), TL_ERR_FORMAT, "allowed: PROTO first"},
+    {"P10 INT", T("\x80\x02I1\n."), TL_ERR_UNSUPPORTED, "(INT)"},
+    {"P10 STRING", T("\x80\x02S'x'\n."), TL_ERR_UNSUPPORTED, "(STRING)"},
+    {"P10 UNICODE", T("\x80\x02Vx\n."), TL_ERR_UNSUPPORTED, "(UNICODE)"},
+    {"P10 PUT", T("\x80\x02}p0\n."), TL_ERR_UNSUPPORTED, "(PUT)"},
+    {"P10 GET", T("\x80\x02g0\n."), TL_ERR_UNSUPPORTED, "(GET)"},
+    {"P10 protocol 1", T("\x80\x01}."), TL_ERR_FORMAT, "protocol 2 to 5"},
+    {"P10 protocol 6", T("\x80\x06}."), TL_ERR_FORMAT, "protocol 2 to 5"},
+    {"P10 PROTO twice", T("\x80\x02\x80\x02}."), TL_ERR_FORMAT, "second PROTO"},
+    {"P10 frame lies", T("\x80\x04\x95\xff\0\0\0\0\0\0\0}."), TL_ERR_FORMAT,
+     "a frame longer than the pickle"},
+    {"P10 frame huge", T("\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xff}."), TL_ERR_FORMAT,
+     "a frame longer"},
+    {"P10 BINUNICODE8", T("\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fx."), TL_ERR_FORMAT,
+     "inside an opcode"},
+    {"P11 persid text", T("\x80\x02X\x01\0\0\0xQ."), TL_ERR_FORMAT,
+     "another persistent id, allowed: ('storage'"},
+    {"P11 persid empty", T("\x80\x02)Q."), TL_ERR_FORMAT, "another persistent id"},
+    {"P11 persid class",
+     T("\x80\x02(X\x07\0\0\0storageK\x01X\x01\0\0\0"
+       "0X\x03\0\0\0cpuK\x01tQ."),
+     TL_ERR_FORMAT, "another persistent id"},
+    {"P11 persid OrderedDict",
+     T("\x80\x02(X\x07\0\0\0storageccollections\nOrderedDict\nX\x01\0\0\0"
+       "0X\x03\0\0\0cpuK\x01tQ."),
+     TL_ERR_FORMAT, "another persistent id"},
+    {"P11 persid word",
+     T("\x80\x02(X\x07\0\0\0storbgectorch\nFloatStorage\nX\x01\0\0\0"
+       "0X\x03\0\0\0cpuK\x01tQ."),
+     TL_ERR_FORMAT, "another persistent id"},
+    {"P11 persid count",
+     T("\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
+       "0X\x03\0\0\0cpu\x8a\x01\xfftQ."),
+     TL_ERR_FORMAT, "another persistent id"},
+    {"P11 persid six",
+     T("\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0"
+       "0X\x03\0\0\0cpuK\x01NtQ."),
+     TL_ERR_FORMAT, "another persistent id"}};
 
 TEST(pickle_table)
 {
@@ -1226,7 +1502,8 @@ TEST(pickle_table)
         status = pkl_parse(copy, n, "x.pkl", 100, 0, &data, &err);
         pkl_free(&data);
         free(copy);
-        check_result(pickle_cases[i].id, status, &err, pickle_cases[i].status, pickle_cases[i].piece);
+        check_result(pickle_cases[i].id, status, &err, pickle_cases[i].status,
+                     pickle_cases[i].piece);
     }
 }
 
@@ -1236,9 +1513,17 @@ TEST(pickle_integers)
         const char *text;
         size_t n;
         int64_t value;
-    } cases[] = {{T("\x80\x02K\xff."), 255}, {T("\x80\x02M\xff\xff."), 65535}, {T("\x80\x02J\xff\xff\xff\xff."), -1}, {T("\x80\x02J\0\0\0\x80."), INT32_MIN},
-                 {T("\x80\x02J\xff\xff\xff\x7f."), INT32_MAX}, {T("\x80\x02\x8a\0."), 0}, {T("\x80\x02\x8a\x01\x80."), -128}, {T("\x80\x02\x8a\x02\x80\0."), 128},
-                 {T("\x80\x02\x8a\x08\0\0\0\0\0\0\0\x80."), INT64_MIN}, {T("\x80\x02\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f."), INT64_MAX}, {T("\x80\x02\x8b\x01\0\0\0\xfe."), -2}};
+    } cases[] = {{T("\x80\x02K\xff."), 255},
+                 {T("\x80\x02M\xff\xff."), 65535},
+                 {T("\x80\x02J\xff\xff\xff\xff."), -1},
+                 {T("\x80\x02J\0\0\0\x80."), INT32_MIN},
+                 {T("\x80\x02J\xff\xff\xff\x7f."), INT32_MAX},
+                 {T("\x80\x02\x8a\0."), 0},
+                 {T("\x80\x02\x8a\x01\x80."), -128},
+                 {T("\x80\x02\x8a\x02\x80\0."), 128},
+                 {T("\x80\x02\x8a\x08\0\0\0\0\0\0\0\x80."), INT64_MIN},
+                 {T("\x80\x02\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f."), INT64_MAX},
+                 {T("\x80\x02\x8b\x01\0\0\0\xfe."), -2}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         pkl_data data;
         tl_error err;
@@ -1292,9 +1577,10 @@ TEST(pickle_P06_bombs)
     check_clean("P06");
 }
 
-/* ---- state dicts in archives --------------------------------------------------------------------------- */
+/* ---- state dicts in archives ----------------------------------------------------------------- */
 
-static void dict_case(const char *id, const pk_tensor *t, int n, tl_status status, const char *piece)
+static void dict_case(const char *id, const pk_tensor *t, int n, tl_status status,
+                      const char *piece)
 {
     torch_good();
     pk_state_dict(&torch_parts[PART_PICKLE].data, t, n);
@@ -1314,26 +1600,54 @@ TEST(dict_P11_P12_places)
         {"y stride of 1", {"a", "FloatStorage", "0", 6, 0, 3, {2, 1, 3}, {3, 77, 1}}, NULL},
         {"y no elements", {"a", "FloatStorage", "0", 6, 6, 2, {0, 3}, {99, 1}}, NULL},
         {"P11 numel", {"a", "FloatStorage", "0", 7, 0, 1, {6}, {1}}, "a record of another size"},
-        {"P11 numel 2^62", {"a", "FloatStorage", "0", INT64_MAX, 0, 1, {6}, {1}}, "a record of another size"},
+        {"P11 numel 2^62",
+         {"a", "FloatStorage", "0", INT64_MAX, 0, 1, {6}, {1}},
+         "a record of another size"},
         {"P11 dtype", {"a", "HalfStorage", "0", 6, 0, 1, {6}, {1}}, "a record of another size"},
-        {"P11 no record", {"a", "FloatStorage", "9", 6, 0, 1, {6}, {1}}, "storage \"9\": found no record"},
+        {"P11 no record",
+         {"a", "FloatStorage", "9", 6, 0, 1, {6}, {1}},
+         "storage \"9\": found no record"},
         {"P11 key ..", {"a", "FloatStorage", "../m/data/0", 6, 0, 1, {6}, {1}}, "found no record"},
-        {"P11 negative numel", {"a", "FloatStorage", "0", -6, 0, 1, {6}, {1}}, "another persistent id"},
-        {"P12 transposed", {"a", "FloatStorage", "0", 6, 0, 2, {2, 3}, {1, 2}}, "found (1, 2), allowed: strides of a contiguous tensor of shape (2, 3)"},
+        {"P11 negative numel",
+         {"a", "FloatStorage", "0", -6, 0, 1, {6}, {1}},
+         "another persistent id"},
+        {"P12 transposed",
+         {"a", "FloatStorage", "0", 6, 0, 2, {2, 3}, {1, 2}},
+         "found (1, 2), allowed: strides of a contiguous tensor of shape (2, 3)"},
         {"P12 expanded", {"a", "FloatStorage", "0", 6, 0, 2, {2, 3}, {0, 1}}, "found (0, 1)"},
         {"P12 overlap", {"a", "FloatStorage", "0", 6, 0, 2, {2, 3}, {1, 1}}, "found (1, 1)"},
         {"P12 steps", {"a", "FloatStorage", "0", 6, 0, 1, {3}, {2}}, "found (2)"},
-        {"P12 negative stride", {"a", "FloatStorage", "0", 6, 0, 1, {6}, {-1}}, "other arguments of _rebuild_tensor_v2"},
-        {"P12 negative shape", {"a", "FloatStorage", "0", 6, 0, 1, {-6}, {1}}, "other arguments of _rebuild_tensor_v2"},
-        {"P12 negative offset", {"a", "FloatStorage", "0", 6, -1, 1, {6}, {1}}, "other arguments of _rebuild_tensor_v2"},
+        {"P12 negative stride",
+         {"a", "FloatStorage", "0", 6, 0, 1, {6}, {-1}},
+         "other arguments of _rebuild_tensor_v2"},
+        {"P12 negative shape",
+         {"a", "FloatStorage", "0", 6, 0, 1, {-6}, {1}},
+         "other arguments of _rebuild_tensor_v2"},
+        {"P12 negative offset",
+         {"a", "FloatStorage", "0", 6, -1, 1, {6}, {1}},
+         "other arguments of _rebuild_tensor_v2"},
         {"P12 larger", {"a", "FloatStorage", "0", 6, 0, 1, {7}, {1}}, "leave the storage"},
         {"P12 offset", {"a", "FloatStorage", "0", 6, 1, 1, {6}, {1}}, "leave the storage"},
-        {"P12 offset 2^63-1", {"a", "FloatStorage", "0", 6, INT64_MAX, 1, {1}, {1}}, "leave the storage"},
-        {"P12 product", {"a", "FloatStorage", "0", 6, 0, 2, {INT64_MAX, INT64_MAX}, {1, 1}}, "a shape of 2^63 bytes or more"},
-        {"P12 rank 9", {"a", "FloatStorage", "0", 6, 0, 9, {1, 1, 1, 1, 1, 1, 1, 1, 6}, {1, 1, 1, 1, 1, 1, 1, 1, 1}}, "more than 8 dimensions"},
+        {"P12 offset 2^63-1",
+         {"a", "FloatStorage", "0", 6, INT64_MAX, 1, {1}, {1}},
+         "leave the storage"},
+        {"P12 product",
+         {"a", "FloatStorage", "0", 6, 0, 2, {INT64_MAX, INT64_MAX}, {1, 1}},
+         "a shape of 2^63 bytes or more"},
+        {"P12 rank 9",
+         {"a",
+          "FloatStorage",
+          "0",
+          6,
+          0,
+          9,
+          {1, 1, 1, 1, 1, 1, 1, 1, 6},
+          {1, 1, 1, 1, 1, 1, 1, 1, 1}},
+         "more than 8 dimensions"},
         {"G11 empty name", {"", "FloatStorage", "0", 6, 0, 1, {6}, {1}}, "an empty name"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        dict_case(cases[i].id, &cases[i].t, 1, cases[i].piece == NULL ? TL_OK : TL_ERR_FORMAT, cases[i].piece);
+        dict_case(cases[i].id, &cases[i].t, 1, cases[i].piece == NULL ? TL_OK : TL_ERR_FORMAT,
+                  cases[i].piece);
     }
     torch_free();
 }
@@ -1352,7 +1666,8 @@ TEST(dict_P13_to_P17)
     pk_state_dict(p, t, 3);
     torch_put(ZIP_TORCH);
     REQUIRE(ck_open_weights(scratch("x.bin"), &ck, &err) == TL_OK);
-    CHECK(ck_same(ck_find(ck, "tied"), ck_find(ck, "a.weight")) && !ck_same(ck_find(ck, "tied"), ck_find(ck, "b.weight")));
+    CHECK(ck_same(ck_find(ck, "tied"), ck_find(ck, "a.weight")) &&
+          !ck_same(ck_find(ck, "tied"), ck_find(ck, "b.weight")));
     ck_close(ck);
     check_clean("P13");
     t[2].name = t[0].name;
@@ -1367,7 +1682,8 @@ TEST(dict_P13_to_P17)
     pk_string(p, "step");
     buf_put(p, "K\x05u.", 4);
     torch_put(ZIP_TORCH);
-    weights_case("P17 a number", "x.bin", TL_ERR_FORMAT, "tensor \"step\": found something else, allowed: a tensor");
+    weights_case("P17 a number", "x.bin", TL_ERR_FORMAT,
+                 "tensor \"step\": found something else, allowed: a tensor");
     torch_good();
     p->n -= 2;
     buf_put(p, "K\x05K\x05u.", 6);
@@ -1381,7 +1697,8 @@ TEST(dict_P13_to_P17)
     p->n = 0;
     buf_put(p, "\x80\x02].", 4);
     torch_put(ZIP_TORCH);
-    weights_case("root list", "x.bin", TL_ERR_FORMAT, "found something else, allowed: a state dict");
+    weights_case("root list", "x.bin", TL_ERR_FORMAT,
+                 "found something else, allowed: a state dict");
     /* a module's state dict: an OrderedDict with _metadata, and a parameter */
     torch_good();
     p->n = 0;
@@ -1413,9 +1730,12 @@ TEST(recognise)
         {"G01 empty", "x.safetensors", T(""), TL_ERR_FORMAT, "found 0 bytes, allowed: at least 8"},
         {"G01 7 bytes", "x.safetensors", T("1234567"), TL_ERR_FORMAT, "found 7 bytes"},
         {"G01 empty bin", "x.bin", T(""), TL_ERR_FORMAT, "found no torch file (0 bytes)"},
-        {"LFS", "x.safetensors", T("version https://git-lfs.github.com/spec/v1\noid"), TL_ERR_UNSUPPORTED, "a Git LFS pointer"},
-        {"GGUF", "x.bin", T("GGUF\3\0\0\0"), TL_ERR_UNSUPPORTED, "a GGUF file"}, {"P15 pickle", "x.bin", T("\x80\x02}."), TL_ERR_FORMAT, "found no torch file (4 bytes)"},
-        {"HTML", "x.safetensors", T("<!DOCTYPE html><html>"), TL_ERR_FORMAT, "header length: found 5789751444030890300"}};
+        {"LFS", "x.safetensors", T("version https://git-lfs.github.com/spec/v1\noid"),
+         TL_ERR_UNSUPPORTED, "a Git LFS pointer"},
+        {"GGUF", "x.bin", T("GGUF\3\0\0\0"), TL_ERR_UNSUPPORTED, "a GGUF file"},
+        {"P15 pickle", "x.bin", T("\x80\x02}."), TL_ERR_FORMAT, "found no torch file (4 bytes)"},
+        {"HTML", "x.safetensors", T("<!DOCTYPE html><html>"), TL_ERR_FORMAT,
+         "header length: found 5789751444030890300"}};
     char tar[512];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         scratch_put(cases[i].name, cases[i].text, cases[i].n);
@@ -1431,7 +1751,8 @@ TEST(G13_not_a_file)
 {
     weights_case("G13 missing", "nothing.safetensors", TL_ERR_IO, "cannot open");
     REQUIRE(mkfifo(scratch("fifo.safetensors"), 0600) == 0);
-    weights_case("G13 FIFO", "fifo.safetensors", TL_ERR_IO, "found a device, pipe or socket, allowed: a regular file");
+    weights_case("G13 FIFO", "fifo.safetensors", TL_ERR_IO,
+                 "found a device, pipe or socket, allowed: a regular file");
     REQUIRE(symlink("/dev/zero", scratch("zero.safetensors")) == 0);
     weights_case("G13 device", "zero.safetensors", TL_ERR_IO, "a device, pipe or socket");
     put_safetensors("x.safetensors", "{" E("a", "F32", "1", 0, 4) "}", 4);
@@ -1439,7 +1760,7 @@ TEST(G13_not_a_file)
     weights_case("G13 link", "link.safetensors", TL_OK, "");
 }
 
-/* ---- shards and folders -------------------------------------------------------------------------------- */
+/* ---- shards and folders ---------------------------------------------------------------------- */
 
 static void folder_case(const char *id, tl_status want, const char *piece)
 {
@@ -1464,27 +1785,48 @@ TEST(S13_index)
         tl_status status;
         const char *piece;
     } cases[] = {
-        {"y", "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2.safetensors\"}}", TL_OK, ""},
-        {"absolute", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", TL_ERR_FORMAT, "tensor \"a\": found \"/etc/passwd\", allowed: a plain file name"},
-        {"..", "{\"weight_map\":{\"a\":\"..\"}}", TL_ERR_FORMAT, "a plain file name"}, {".", "{\"weight_map\":{\"a\":\".\"}}", TL_ERR_FORMAT, "a plain file name"},
-        {"../", "{\"weight_map\":{\"a\":\"../s1.safetensors\"}}", TL_ERR_FORMAT, "a plain file name"},
-        {"sub", "{\"weight_map\":{\"a\":\"sub/s1.safetensors\"}}", TL_ERR_FORMAT, "a plain file name"},
-        {"drive", "{\"weight_map\":{\"a\":\"C:s1.safetensors\"}}", TL_ERR_FORMAT, "a plain file name"},
-        {"backslash", "{\"weight_map\":{\"a\":\"..\\\\s1.safetensors\"}}", TL_ERR_FORMAT, "a plain file name"},
-        {"NUL", "{\"weight_map\":{\"a\":\"s1.safetensors\\u0000x\"}}", TL_ERR_FORMAT, "a plain file name"},
-        {"empty", "{\"weight_map\":{\"a\":\"\"}}", TL_ERR_FORMAT, "a plain file name"}, {"number", "{\"weight_map\":{\"a\":1}}", TL_ERR_FORMAT, "found 1, allowed: a plain file name"},
-        {"no map", "{}", TL_ERR_FORMAT, "weight_map: found nothing"}, {"empty map", "{\"weight_map\":{}}", TL_ERR_FORMAT, "weight_map: found an object of 0"},
-        {"map array", "{\"weight_map\":[]}", TL_ERR_FORMAT, "weight_map: found an array of 0"}, {"not JSON", "{\"weight_map\":", TL_ERR_FORMAT, "the end of the text"},
-        {"same key", "{\"weight_map\":{\"a\":\"s1.safetensors\",\"a\":\"s2.safetensors\"}}", TL_ERR_FORMAT, "\"a\" twice"},
-        {"missing shard", "{\"weight_map\":{\"a\":\"s9.safetensors\"}}", TL_ERR_IO, "s9.safetensors: cannot open"},
-        {"lacks", "{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s1.safetensors\"}}", TL_ERR_FORMAT, "tensor \"c\": found a shard that lacks it"},
-        {"other shard", "{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}}", TL_ERR_FORMAT, "found it in another shard"},
-        {"two shards", "{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s3.safetensors\"}}", TL_ERR_FORMAT, "tensor \"a\": found its name twice (the other in "},
+        {"y",
+         "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s2."
+         "safetensors\"}}",
+         TL_OK, ""},
+        {"absolute", "{\"weight_map\":{\"a\":\"/etc/passwd\"}}", TL_ERR_FORMAT,
+         "tensor \"a\": found \"/etc/passwd\", allowed: a plain file name"},
+        {"..", "{\"weight_map\":{\"a\":\"..\"}}", TL_ERR_FORMAT, "a plain file name"},
+        {".", "{\"weight_map\":{\"a\":\".\"}}", TL_ERR_FORMAT, "a plain file name"},
+        {"../", "{\"weight_map\":{\"a\":\"../s1.safetensors\"}}", TL_ERR_FORMAT,
+         "a plain file name"},
+        {"sub", "{\"weight_map\":{\"a\":\"sub/s1.safetensors\"}}", TL_ERR_FORMAT,
+         "a plain file name"},
+        {"drive", "{\"weight_map\":{\"a\":\"C:s1.safetensors\"}}", TL_ERR_FORMAT,
+         "a plain file name"},
+        {"backslash", "{\"weight_map\":{\"a\":\"..\\\\s1.safetensors\"}}", TL_ERR_FORMAT,
+         "a plain file name"},
+        {"NUL", "{\"weight_map\":{\"a\":\"s1.safetensors\\u0000x\"}}", TL_ERR_FORMAT,
+         "a plain file name"},
+        {"empty", "{\"weight_map\":{\"a\":\"\"}}", TL_ERR_FORMAT, "a plain file name"},
+        {"number", "{\"weight_map\":{\"a\":1}}", TL_ERR_FORMAT,
+         "found 1, allowed: a plain file name"},
+        {"no map", "{}", TL_ERR_FORMAT, "weight_map: found nothing"},
+        {"empty map", "{\"weight_map\":{}}", TL_ERR_FORMAT, "weight_map: found an object of 0"},
+        {"map array", "{\"weight_map\":[]}", TL_ERR_FORMAT, "weight_map: found an array of 0"},
+        {"not JSON", "{\"weight_map\":", TL_ERR_FORMAT, "the end of the text"},
+        {"same key", "{\"weight_map\":{\"a\":\"s1.safetensors\",\"a\":\"s2.safetensors\"}}",
+         TL_ERR_FORMAT, "\"a\" twice"},
+        {"missing shard", "{\"weight_map\":{\"a\":\"s9.safetensors\"}}", TL_ERR_IO,
+         "s9.safetensors: cannot open"},
+        {"lacks", "{\"weight_map\":{\"a\":\"s1.safetensors\",\"c\":\"s1.safetensors\"}}",
+         TL_ERR_FORMAT, "tensor \"c\": found a shard that lacks it"},
+        {"other shard", "{\"weight_map\":{\"a\":\"s2.safetensors\",\"b\":\"s1.safetensors\"}}",
+         TL_ERR_FORMAT, "found it in another shard"},
+        {"two shards", "{\"weight_map\":{\"a\":\"s1.safetensors\",\"b\":\"s3.safetensors\"}}",
+         TL_ERR_FORMAT, "tensor \"a\": found its name twice (the other in "},
         {"unlisted tensor", "{\"weight_map\":{\"b\":\"s2.safetensors\"}}", TL_OK, ""}};
     put_text("config.json", "{}");
     put_safetensors("s1.safetensors", "{" E("a", "F32", "1", 0, 4) "}", 4);
-    put_safetensors("s2.safetensors", "{" E("b", "F32", "1", 0, 4) "," E("extra", "U8", "1", 4, 5) "}", 5);
-    put_safetensors("s3.safetensors", "{" E("a", "F32", "1", 0, 4) "," E("b", "F32", "1", 4, 8) "}", 8);
+    put_safetensors("s2.safetensors",
+                    "{" E("b", "F32", "1", 0, 4) "," E("extra", "U8", "1", 4, 5) "}", 5);
+    put_safetensors("s3.safetensors", "{" E("a", "F32", "1", 0, 4) "," E("b", "F32", "1", 4, 8) "}",
+                    8);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         put_text("model.safetensors.index.json", cases[i].index);
         folder_case(cases[i].id, cases[i].status, cases[i].piece);
@@ -1499,11 +1841,13 @@ TEST(folders)
     memset(&err, 0, sizeof err);
     folder_case("no config", TL_ERR_IO, "found none of config.json, params.json");
     put_text("config.json", "{}");
-    folder_case("no weights", TL_ERR_IO, "found none of model.safetensors, model.safetensors.index.json");
+    folder_case("no weights", TL_ERR_IO,
+                "found none of model.safetensors, model.safetensors.index.json");
     put_safetensors("model.safetensors", "{" E("a", "F32", "1", 0, 4) "}", 4);
     folder_case("y", TL_OK, "");
     put_text("config.json", "[]");
-    folder_case("config array", TL_ERR_FORMAT, "config.json: found an array of 0, allowed: an object");
+    folder_case("config array", TL_ERR_FORMAT,
+                "config.json: found an array of 0, allowed: an object");
     put_text("config.json", "{\"a\":Infinity}");
     put_text("tokenizer.json", "{}");
     REQUIRE(ck_open(scratch("model.safetensors"), &ck, &err) == TL_OK);
@@ -1519,7 +1863,7 @@ TEST(folders)
     check_clean("folders");
 }
 
-/* ---- configurations ------------------------------------------------------------------------------------ */
+/* ---- configurations -------------------------------------------------------------------------- */
 
 typedef struct {
     const char *name;
@@ -1529,25 +1873,37 @@ typedef struct {
 
 /* d_model 4, d_inner 8, d_state 2, d_conv 4, dt_rank 1, vocabulary 10 */
 static const cfg_shape mamba1_shapes[] = {
-    {"backbone.embeddings.weight", 2, {10, 4, 0}}, {"backbone.norm_f.weight", 1, {4, 0, 0}},
-    {"backbone.layers.0.norm.weight", 1, {4, 0, 0}}, {"backbone.layers.0.mixer.in_proj.weight", 2, {16, 4, 0}},
-    {"backbone.layers.0.mixer.conv1d.weight", 3, {8, 1, 4}}, {"backbone.layers.0.mixer.conv1d.bias", 1, {8, 0, 0}},
-    {"backbone.layers.0.mixer.x_proj.weight", 2, {5, 8, 0}}, {"backbone.layers.0.mixer.dt_proj.weight", 2, {8, 1, 0}},
-    {"backbone.layers.0.mixer.dt_proj.bias", 1, {8, 0, 0}}, {"backbone.layers.0.mixer.A_log", 2, {8, 2, 0}},
-    {"backbone.layers.0.mixer.D", 1, {8, 0, 0}}, {"backbone.layers.0.mixer.out_proj.weight", 2, {4, 8, 0}}};
+    {"backbone.embeddings.weight", 2, {10, 4, 0}},
+    {"backbone.norm_f.weight", 1, {4, 0, 0}},
+    {"backbone.layers.0.norm.weight", 1, {4, 0, 0}},
+    {"backbone.layers.0.mixer.in_proj.weight", 2, {16, 4, 0}},
+    {"backbone.layers.0.mixer.conv1d.weight", 3, {8, 1, 4}},
+    {"backbone.layers.0.mixer.conv1d.bias", 1, {8, 0, 0}},
+    {"backbone.layers.0.mixer.x_proj.weight", 2, {5, 8, 0}},
+    {"backbone.layers.0.mixer.dt_proj.weight", 2, {8, 1, 0}},
+    {"backbone.layers.0.mixer.dt_proj.bias", 1, {8, 0, 0}},
+    {"backbone.layers.0.mixer.A_log", 2, {8, 2, 0}},
+    {"backbone.layers.0.mixer.D", 1, {8, 0, 0}},
+    {"backbone.layers.0.mixer.out_proj.weight", 2, {4, 8, 0}}};
 
 /* d_model 4, d_inner 8, d_state 2, d_conv 4, head width 4, 2 groups */
 static const cfg_shape mamba2_shapes[] = {
-    {"backbone.embeddings.weight", 2, {10, 4, 0}}, {"backbone.norm_f.weight", 1, {4, 0, 0}},
-    {"backbone.layers.0.norm.weight", 1, {4, 0, 0}}, {"backbone.layers.0.mixer.in_proj.weight", 2, {26, 4, 0}},
-    {"backbone.layers.0.mixer.conv1d.weight", 3, {16, 1, 4}}, {"backbone.layers.0.mixer.conv1d.bias", 1, {16, 0, 0}},
-    {"backbone.layers.0.mixer.dt_bias", 1, {2, 0, 0}}, {"backbone.layers.0.mixer.A_log", 1, {2, 0, 0}},
-    {"backbone.layers.0.mixer.D", 1, {2, 0, 0}}, {"backbone.layers.0.mixer.norm.weight", 1, {8, 0, 0}},
+    {"backbone.embeddings.weight", 2, {10, 4, 0}},
+    {"backbone.norm_f.weight", 1, {4, 0, 0}},
+    {"backbone.layers.0.norm.weight", 1, {4, 0, 0}},
+    {"backbone.layers.0.mixer.in_proj.weight", 2, {26, 4, 0}},
+    {"backbone.layers.0.mixer.conv1d.weight", 3, {16, 1, 4}},
+    {"backbone.layers.0.mixer.conv1d.bias", 1, {16, 0, 0}},
+    {"backbone.layers.0.mixer.dt_bias", 1, {2, 0, 0}},
+    {"backbone.layers.0.mixer.A_log", 1, {2, 0, 0}},
+    {"backbone.layers.0.mixer.D", 1, {2, 0, 0}},
+    {"backbone.layers.0.mixer.norm.weight", 1, {8, 0, 0}},
     {"backbone.layers.0.mixer.out_proj.weight", 2, {4, 8, 0}}};
 
-/* Writes the tensors; `change` replaces or adds the one of its name (or drops it: rank -1), `prefix` goes
- * before each name. */
-static void put_shapes(const cfg_shape *shapes, size_t n, const cfg_shape *change, const char *dtype, const char *prefix)
+/* Writes the tensors; `change` replaces or adds the one of its name (or drops it: rank -1),
+ * `prefix` goes before each name. */
+static void put_shapes(const cfg_shape *shapes, size_t n, const cfg_shape *change,
+                       const char *dtype, const char *prefix)
 {
     buf b = {NULL, 0, 0};
     char line[256], list[64];
@@ -1570,8 +1926,10 @@ static void put_shapes(const cfg_shape *shapes, size_t n, const cfg_shape *chang
             (void)snprintf(list + used, sizeof list - used, k == 0 ? "%d" : ",%d", s->shape[k]);
             count *= (size_t)s->shape[k];
         }
-        (void)snprintf(line, sizeof line, "%s\"%s%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%lu,%lu]}", b.n == 1 ? "" : ",", prefix,
-                       s->name, dtype, list, (unsigned long)at, (unsigned long)(at + 4 * count));
+        (void)snprintf(line, sizeof line,
+                       "%s\"%s%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%lu,%lu]}",
+                       b.n == 1 ? "" : ",", prefix, s->name, dtype, list, (unsigned long)at,
+                       (unsigned long)(at + 4 * count));
         at += 4 * count;
         buf_text(&b, line);
     }
@@ -1599,8 +1957,12 @@ static void describe_case(const char *id, const char *arch, tl_status want, cons
     check_result(id, status, &err, want, piece);
 }
 
-#define HF1 "\"architectures\":[\"MambaForCausalLM\"],\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,\"state_size\":2,\"time_step_rank\":1"
-#define HF2 "\"architectures\":[\"Mamba2ForCausalLM\"],\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,\"state_size\":2,\"head_dim\":4,\"n_groups\":2,\"tie_word_embeddings\":true"
+#define HF1                                                                                       \
+    "\"architectures\":[\"MambaForCausalLM\"],\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_" \
+    "size\":10,\"state_size\":2,\"time_step_rank\":1"
+#define HF2                                                                                        \
+    "\"architectures\":[\"Mamba2ForCausalLM\"],\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_" \
+    "size\":10,\"state_size\":2,\"head_dim\":4,\"n_groups\":2,\"tie_word_embeddings\":true"
 #define SSM1 "\"d_model\":4,\"n_layer\":1,\"vocab_size\":10,\"pad_vocab_size_multiple\":1"
 
 static const struct {
@@ -1609,66 +1971,176 @@ static const struct {
     const char *config;
     const char *piece;     /* NULL: accepted */
 } config_cases[] = {
-    {"y", 0, "{" HF1 "}", NULL}, {"y auto rank", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,\"state_size\":2,\"time_step_rank\":\"auto\"}", NULL},
-    {"y wrong expand", 0, "{" HF1 ",\"expand\":16,\"intermediate_size\":8}", NULL}, {"y null", 0, "{" HF1 ",\"conv_kernel\":null,\"use_bias\":null}", NULL},
-    {"y leftovers", 0, "{" HF1 ",\"d_inner\":160,\"ssm_cfg\":{},\"d_model\":7,\"n_layer\":9}", NULL}, {"y untied key", 0, "{" HF1 ",\"tie_word_embeddings\":true,\"use_bias\":false,\"use_conv_bias\":true}", NULL},
-    {"y mamba_ssm", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2}}", NULL}, {"y mamba_ssm Mamba1", 0, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba1\",\"d_state\":2,\"dt_rank\":\"auto\",\"expand\":2.0}}", NULL},
+    {"y", 0, "{" HF1 "}", NULL},
+    {"y auto rank", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,"
+     "\"state_size\":2,\"time_step_rank\":\"auto\"}",
+     NULL},
+    {"y wrong expand", 0, "{" HF1 ",\"expand\":16,\"intermediate_size\":8}", NULL},
+    {"y null", 0, "{" HF1 ",\"conv_kernel\":null,\"use_bias\":null}", NULL},
+    {"y leftovers", 0, "{" HF1 ",\"d_inner\":160,\"ssm_cfg\":{},\"d_model\":7,\"n_layer\":9}",
+     NULL},
+    {"y untied key", 0,
+     "{" HF1 ",\"tie_word_embeddings\":true,\"use_bias\":false,\"use_conv_bias\":true}", NULL},
+    {"y mamba_ssm", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2}}", NULL},
+    {"y mamba_ssm Mamba1", 0,
+     "{" SSM1
+     ",\"ssm_cfg\":{\"layer\":\"Mamba1\",\"d_state\":2,\"dt_rank\":\"auto\",\"expand\":2.0}}",
+     NULL},
     {"y mamba_ssm fraction", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2,\"expand\":2.2}}", NULL},
-    {"y falcon", 0, "{\"architectures\":[\"FalconMambaForCausalLM\"],\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,\"state_size\":2,\"time_step_rank\":1,\"tie_word_embeddings\":true}", NULL},
-    {"y mamba2", 1, "{" HF2 "}", NULL}, {"y mamba2 heads", 1, "{" HF2 ",\"num_heads\":2,\"norm_before_gate\":true}", NULL},
-    {"y limits", 1, "{" HF2 ",\"time_step_limit\":[0.0,Infinity]}", NULL}, {"y limits word", 1, "{" HF2 ",\"time_step_limit\":[0.0,{\"__float__\":\"Infinity\"}]}", NULL},
-    {"y limits null", 1, "{" HF2 ",\"time_step_limit\":null}", NULL}, {"y limits nulls", 1, "{" HF2 ",\"time_step_limit\":[null,null]}", NULL},
-    {"y mamba_ssm Mamba2", 1, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,\"d_ssm\":null}}", NULL},
-    {"J10 model_type", 0, "{\"model_type\":\"llama\",\"hidden_size\":4}", "field 'model_type': found \"llama\", allowed: mamba (MambaForCausalLM)"},
-    {"J10 architecture", 0, "{\"architectures\":[\"JambaForCausalLM\"],\"hidden_size\":4}", "field 'architectures': found \"JambaForCausalLM\", allowed: mamba"},
-    {"J10 no architecture", 0, "{\"hidden_size\":4}", "field 'model_type': found nothing"}, {"J10 nothing", 0, "{}", "found neither hidden_size nor d_model"},
-    {"J10 Mamba3", 0, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba3\"}}", "field 'ssm_cfg.layer': found \"Mamba3\""}, {"J10 layer number", 0, "{" SSM1 ",\"ssm_cfg\":{\"layer\":2}}", "field 'ssm_cfg.layer': found 2"},
-    {"J10 ssm_cfg", 0, "{" SSM1 ",\"ssm_cfg\":[]}", "field 'ssm_cfg': found an array of 0"}, {"J10 attention", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"attn_layer_idx\":[1]}", "field 'attn_layer_idx'"},
-    {"J10 layer norm", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"rms_norm\":false}", "field 'rms_norm': found false, allowed: true"},
-    {"J10 activation", 0, "{" HF1 ",\"hidden_act\":\"gelu\"}", "field 'hidden_act': found \"gelu\", allowed: \"silu\""},
-    {"J10 missing", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1}", "field 'vocab_size': found nothing, allowed: an integer from 1"},
-    {"J10 eps 0", 0, "{" HF1 ",\"layer_norm_epsilon\":0}", "field 'layer_norm_epsilon': found 0, allowed: a number above 0"}, {"J10 eps NaN", 0, "{" HF1 ",\"layer_norm_epsilon\":NaN}", "found NaN"},
-    {"J10 eps -1", 0, "{" HF1 ",\"layer_norm_epsilon\":-1e-5}", "found -1e-5"}, {"J10 eps text", 0, "{" HF1 ",\"layer_norm_epsilon\":\"1e-5\"}", "found \"1e-5\""},
-    {"J10 flag", 0, "{" HF1 ",\"use_bias\":0}", "field 'use_bias': found 0, allowed: true or false"}, {"J10 rank text", 0, "{" HF1 ",\"conv_kernel\":\"auto\"}", "field 'conv_kernel': found \"auto\""},
-    {"J03 width 4.0", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4.0,\"num_hidden_layers\":1,\"vocab_size\":10}", "field 'hidden_size': found 4.0, allowed: an integer from 1 to 1048576"},
-    {"J03 width text", 0, "{\"model_type\":\"mamba\",\"hidden_size\":\"4\",\"num_hidden_layers\":1,\"vocab_size\":10}", "found \"4\""},
-    {"J03 width 0", 0, "{\"model_type\":\"mamba\",\"hidden_size\":0,\"num_hidden_layers\":1,\"vocab_size\":10}", "found 0, allowed"}, {"J03 width -4", 0, "{\"model_type\":\"mamba\",\"hidden_size\":-4,\"num_hidden_layers\":1,\"vocab_size\":10}", "found -4"},
-    {"J03 width 2^64", 0, "{\"model_type\":\"mamba\",\"hidden_size\":18446744073709551616,\"num_hidden_layers\":1,\"vocab_size\":10}", "found 18446744073709551616"},
-    {"J10 layers 0", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":0,\"vocab_size\":10}", "field 'num_hidden_layers': found 0"},
-    {"G10 layers 2", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":2,\"vocab_size\":10,\"state_size\":2}", "tensor \"backbone.layers.1.norm.weight\": found none, allowed: one of shape (d_model) = (4)"},
-    {"G10 layers 4000", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":4000,\"vocab_size\":10}", "found 4000 layers, allowed: at most the 12 tensors"},
-    {"G10 width", 0, "{\"model_type\":\"mamba\",\"hidden_size\":8,\"num_hidden_layers\":1,\"vocab_size\":10}", "tensor \"backbone.embeddings.weight\": found (10, 4), allowed: (padded vocab_size, d_model) = (10, 8) by config.json"},
-    {"G10 vocabulary", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":11}", "found (10, 4), allowed: (padded vocab_size, d_model) = (11, 4)"},
-    {"G10 state", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":3}}", "x_proj.weight\": found (5, 8), allowed: (dt_rank + 2 d_state, d_inner) = (7, 8)"},
-    {"G10 kernel", 0, "{" HF1 ",\"conv_kernel\":3}", "conv1d.weight\": found (8, 1, 4), allowed: (d_inner, 1, d_conv) = (8, 1, 3)"},
-    {"G10 expand", 0, "{" HF1 ",\"expand\":3}", "in_proj.weight\": found (16, 4), allowed: (2 d_inner, d_model) = (24, 4)"}, {"G10 expand 0", 0, "{" HF1 ",\"expand\":0}", "field 'expand': found 0"},
-    {"G10 expand tiny", 0, "{" HF1 ",\"expand\":0.1}", "at least 1 channel"}, {"G10 intermediate", 0, "{" HF1 ",\"intermediate_size\":9}", "= (18, 4)"},
-    {"G10 rank", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,\"state_size\":2,\"time_step_rank\":2}", "x_proj.weight\": found (5, 8), allowed: (dt_rank + 2 d_state, d_inner) = (6, 8)"},
-    {"G10 bias", 0, "{" HF1 ",\"use_bias\":true}", "in_proj.bias\": found none"}, {"G10 no conv bias", 0, "{" HF1 ",\"use_conv_bias\":false}", "conv1d.bias\": found this tensor, allowed: none, as 'use_conv_bias' is false"},
-    {"G10 untied", 0, "{" HF1 ",\"tie_word_embeddings\":false}", "tensor \"lm_head.weight\": found none"}, {"G10 MLP", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"d_intermediate\":5}", "norm2.weight\": found none"},
-    {"G10 heads", 1, "{" HF2 ",\"num_heads\":3}", "field 'num_heads': found 3, allowed: expand * hidden_size / head_dim = 8 / 4"}, {"G10 groups", 1, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":3}}", "found 3 groups"},
-    {"G10 head width", 1, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":3}}", "found a head width of 3, allowed: a divisor of d_ssm = 8"},
-    {"G10 d_ssm", 1, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"d_ssm\":16}}", "found a d_ssm of 16"}, {"G10 no gated norm", 1, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,\"rmsnorm\":false}}", "mixer.norm.weight\": found this tensor, allowed: none, as 'ssm_cfg.rmsnorm' is false"},
-    {"G10 D width", 1, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,\"D_has_hdim\":true}}", "mixer.D\": found (2), allowed: (d_ssm) = (8)"},
-    {"J10 limits", 1, "{" HF2 ",\"time_step_limit\":[0.1]}", "field 'time_step_limit': found an array of 1, allowed: [low, high]"}, {"J10 limits crossed", 1, "{" HF2 ",\"time_step_limit\":[0.2,0.1]}", "found 0.1, allowed: a high end"},
-    {"J10 limits negative", 1, "{" HF2 ",\"time_step_limit\":[-0.1,0.1]}", "found -0.1, allowed: a finite low end"}, {"J10 limits NaN", 1, "{" HF2 ",\"time_step_limit\":[0,NaN]}", "found NaN"},
-    {"J10 limits infinite", 1, "{" HF2 ",\"time_step_limit\":[Infinity,Infinity]}", "found Infinity, allowed: a finite low end"}, {"J10 limits word", 1, "{" HF2 ",\"time_step_limit\":[0,{\"__float__\":\"NaN\"}]}", "found an object of 1"},
-    {"Mistral state", 1, "{\"dim\":4,\"n_layers\":1,\"vocab_size\":10,\"n_groups\":2,\"model_type\":\"mamba\"}", "found a head width of 64, allowed: a divisor of d_ssm = 8"},
-    {"Mistral type", 1, "{\"dim\":4,\"n_layers\":1,\"vocab_size\":10,\"model_type\":\"transformer\"}", "field 'model_type': found \"transformer\""}};
+    {"y falcon", 0,
+     "{\"architectures\":[\"FalconMambaForCausalLM\"],\"hidden_size\":4,\"num_hidden_layers\":1,"
+     "\"vocab_size\":10,\"state_size\":2,\"time_step_rank\":1,\"tie_word_embeddings\":true}",
+     NULL},
+    {"y mamba2", 1, "{" HF2 "}", NULL},
+    {"y mamba2 heads", 1, "{" HF2 ",\"num_heads\":2,\"norm_before_gate\":true}", NULL},
+    {"y limits", 1, "{" HF2 ",\"time_step_limit\":[0.0,Infinity]}", NULL},
+    {"y limits word", 1, "{" HF2 ",\"time_step_limit\":[0.0,{\"__float__\":\"Infinity\"}]}", NULL},
+    {"y limits null", 1, "{" HF2 ",\"time_step_limit\":null}", NULL},
+    {"y limits nulls", 1, "{" HF2 ",\"time_step_limit\":[null,null]}", NULL},
+    {"y mamba_ssm Mamba2", 1,
+     "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,\"d_"
+              "ssm\":null}}",
+     NULL},
+    {"J10 model_type", 0, "{\"model_type\":\"llama\",\"hidden_size\":4}",
+     "field 'model_type': found \"llama\", allowed: mamba (MambaForCausalLM)"},
+    {"J10 architecture", 0, "{\"architectures\":[\"JambaForCausalLM\"],\"hidden_size\":4}",
+     "field 'architectures': found \"JambaForCausalLM\", allowed: mamba"},
+    {"J10 no architecture", 0, "{\"hidden_size\":4}", "field 'model_type': found nothing"},
+    {"J10 nothing", 0, "{}", "found neither hidden_size nor d_model"},
+    {"J10 Mamba3", 0, "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba3\"}}",
+     "field 'ssm_cfg.layer': found \"Mamba3\""},
+    {"J10 layer number", 0, "{" SSM1 ",\"ssm_cfg\":{\"layer\":2}}",
+     "field 'ssm_cfg.layer': found 2"},
+    {"J10 ssm_cfg", 0, "{" SSM1 ",\"ssm_cfg\":[]}", "field 'ssm_cfg': found an array of 0"},
+    {"J10 attention", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"attn_layer_idx\":[1]}",
+     "field 'attn_layer_idx'"},
+    {"J10 layer norm", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"rms_norm\":false}",
+     "field 'rms_norm': found false, allowed: true"},
+    {"J10 activation", 0, "{" HF1 ",\"hidden_act\":\"gelu\"}",
+     "field 'hidden_act': found \"gelu\", allowed: \"silu\""},
+    {"J10 missing", 0, "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1}",
+     "field 'vocab_size': found nothing, allowed: an integer from 1"},
+    {"J10 eps 0", 0, "{" HF1 ",\"layer_norm_epsilon\":0}",
+     "field 'layer_norm_epsilon': found 0, allowed: a number above 0"},
+    {"J10 eps NaN", 0, "{" HF1 ",\"layer_norm_epsilon\":NaN}", "found NaN"},
+    {"J10 eps -1", 0, "{" HF1 ",\"layer_norm_epsilon\":-1e-5}", "found -1e-5"},
+    {"J10 eps text", 0, "{" HF1 ",\"layer_norm_epsilon\":\"1e-5\"}", "found \"1e-5\""},
+    {"J10 flag", 0, "{" HF1 ",\"use_bias\":0}",
+     "field 'use_bias': found 0, allowed: true or false"},
+    {"J10 rank text", 0, "{" HF1 ",\"conv_kernel\":\"auto\"}",
+     "field 'conv_kernel': found \"auto\""},
+    {"J03 width 4.0", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4.0,\"num_hidden_layers\":1,\"vocab_size\":10}",
+     "field 'hidden_size': found 4.0, allowed: an integer from 1 to 1048576"},
+    {"J03 width text", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":\"4\",\"num_hidden_layers\":1,\"vocab_size\":10}",
+     "found \"4\""},
+    {"J03 width 0", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":0,\"num_hidden_layers\":1,\"vocab_size\":10}",
+     "found 0, allowed"},
+    {"J03 width -4", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":-4,\"num_hidden_layers\":1,\"vocab_size\":10}",
+     "found -4"},
+    {"J03 width 2^64", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":18446744073709551616,\"num_hidden_layers\":1,"
+     "\"vocab_size\":10}",
+     "found 18446744073709551616"},
+    {"J10 layers 0", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":0,\"vocab_size\":10}",
+     "field 'num_hidden_layers': found 0"},
+    {"G10 layers 2", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":2,\"vocab_size\":10,"
+     "\"state_size\":2}",
+     "tensor \"backbone.layers.1.norm.weight\": found none, allowed: one of shape (d_model) = (4)"},
+    {"G10 layers 4000", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":4000,\"vocab_size\":10}",
+     "found 4000 layers, allowed: at most the 12 tensors"},
+    {"G10 width", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":8,\"num_hidden_layers\":1,\"vocab_size\":10}",
+     "tensor \"backbone.embeddings.weight\": found (10, 4), allowed: (padded vocab_size, d_model) "
+     "= (10, 8) by config.json"},
+    {"G10 vocabulary", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":11}",
+     "found (10, 4), allowed: (padded vocab_size, d_model) = (11, 4)"},
+    {"G10 state", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":3}}",
+     "x_proj.weight\": found (5, 8), allowed: (dt_rank + 2 d_state, d_inner) = (7, 8)"},
+    {"G10 kernel", 0, "{" HF1 ",\"conv_kernel\":3}",
+     "conv1d.weight\": found (8, 1, 4), allowed: (d_inner, 1, d_conv) = (8, 1, 3)"},
+    {"G10 expand", 0, "{" HF1 ",\"expand\":3}",
+     "in_proj.weight\": found (16, 4), allowed: (2 d_inner, d_model) = (24, 4)"},
+    {"G10 expand 0", 0, "{" HF1 ",\"expand\":0}", "field 'expand': found 0"},
+    {"G10 expand tiny", 0, "{" HF1 ",\"expand\":0.1}", "at least 1 channel"},
+    {"G10 intermediate", 0, "{" HF1 ",\"intermediate_size\":9}", "= (18, 4)"},
+    {"G10 rank", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":1,\"vocab_size\":10,"
+     "\"state_size\":2,\"time_step_rank\":2}",
+     "x_proj.weight\": found (5, 8), allowed: (dt_rank + 2 d_state, d_inner) = (6, 8)"},
+    {"G10 bias", 0, "{" HF1 ",\"use_bias\":true}", "in_proj.bias\": found none"},
+    {"G10 no conv bias", 0, "{" HF1 ",\"use_conv_bias\":false}",
+     "conv1d.bias\": found this tensor, allowed: none, as 'use_conv_bias' is false"},
+    {"G10 untied", 0, "{" HF1 ",\"tie_word_embeddings\":false}",
+     "tensor \"lm_head.weight\": found none"},
+    {"G10 MLP", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"d_intermediate\":5}",
+     "norm2.weight\": found none"},
+    {"G10 heads", 1, "{" HF2 ",\"num_heads\":3}",
+     "field 'num_heads': found 3, allowed: expand * hidden_size / head_dim = 8 / 4"},
+    {"G10 groups", 1,
+     "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":3}}",
+     "found 3 groups"},
+    {"G10 head width", 1,
+     "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":3}}",
+     "found a head width of 3, allowed: a divisor of d_ssm = 8"},
+    {"G10 d_ssm", 1,
+     "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"d_ssm\":16}}",
+     "found a d_ssm of 16"},
+    {"G10 no gated norm", 1,
+     "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,"
+              "\"rmsnorm\":false}}",
+     "mixer.norm.weight\": found this tensor, allowed: none, as 'ssm_cfg.rmsnorm' is false"},
+    {"G10 D width", 1,
+     "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,\"D_"
+              "has_hdim\":true}}",
+     "mixer.D\": found (2), allowed: (d_ssm) = (8)"},
+    {"J10 limits", 1, "{" HF2 ",\"time_step_limit\":[0.1]}",
+     "field 'time_step_limit': found an array of 1, allowed: [low, high]"},
+    {"J10 limits crossed", 1, "{" HF2 ",\"time_step_limit\":[0.2,0.1]}",
+     "found 0.1, allowed: a high end"},
+    {"J10 limits negative", 1, "{" HF2 ",\"time_step_limit\":[-0.1,0.1]}",
+     "found -0.1, allowed: a finite low end"},
+    {"J10 limits NaN", 1, "{" HF2 ",\"time_step_limit\":[0,NaN]}", "found NaN"},
+    {"J10 limits infinite", 1, "{" HF2 ",\"time_step_limit\":[Infinity,Infinity]}",
+     "found Infinity, allowed: a finite low end"},
+    {"J10 limits word", 1, "{" HF2 ",\"time_step_limit\":[0,{\"__float__\":\"NaN\"}]}",
+     "found an object of 1"},
+    {"Mistral state", 1,
+     "{\"dim\":4,\"n_layers\":1,\"vocab_size\":10,\"n_groups\":2,\"model_type\":\"mamba\"}",
+     "found a head width of 64, allowed: a divisor of d_ssm = 8"},
+    {"Mistral type", 1,
+     "{\"dim\":4,\"n_layers\":1,\"vocab_size\":10,\"model_type\":\"transformer\"}",
+     "field 'model_type': found \"transformer\""}};
 
 TEST(config_table)
 {
     for (size_t i = 0; i < sizeof config_cases / sizeof config_cases[0]; i++) {
         const char *piece = config_cases[i].piece;
-        int unsupported = piece != NULL && (strstr(piece, "found neither") != NULL || strstr(piece, "model_type'") != NULL ||
-                                            strstr(piece, "architectures'") != NULL || strstr(piece, "layer'") != NULL);
+        int unsupported =
+            piece != NULL &&
+            (strstr(piece, "found neither") != NULL || strstr(piece, "model_type'") != NULL ||
+             strstr(piece, "architectures'") != NULL || strstr(piece, "layer'") != NULL);
         put_text("config.json", config_cases[i].config);
         if (config_cases[i].two) {
-            put_shapes(mamba2_shapes, sizeof mamba2_shapes / sizeof mamba2_shapes[0], NULL, "F32", "");
+            put_shapes(mamba2_shapes, sizeof mamba2_shapes / sizeof mamba2_shapes[0], NULL, "F32",
+                       "");
         } else {
-            put_shapes(mamba1_shapes, sizeof mamba1_shapes / sizeof mamba1_shapes[0], NULL, "F32", "");
+            put_shapes(mamba1_shapes, sizeof mamba1_shapes / sizeof mamba1_shapes[0], NULL, "F32",
+                       "");
         }
-        describe_case(config_cases[i].id, NULL, piece == NULL ? TL_OK : unsupported ? TL_ERR_UNSUPPORTED : TL_ERR_FORMAT, piece);
+        describe_case(config_cases[i].id, NULL,
+                      piece == NULL ? TL_OK
+                      : unsupported ? TL_ERR_UNSUPPORTED
+                                    : TL_ERR_FORMAT,
+                      piece);
     }
     scratch_clear();
 }
@@ -1680,30 +2152,50 @@ TEST(config_tensors)
         cfg_shape change;
         const char *piece;
     } cases[] = {
-        {"G09 missing", {"backbone.layers.0.mixer.A_log", -1, {0, 0, 0}}, "tensor \"backbone.layers.0.mixer.A_log\": found none, allowed: one of shape (d_inner, d_state) = (8, 2)"},
-        {"G09 no embedding", {"backbone.embeddings.weight", -1, {0, 0, 0}}, "tensor \"backbone.embeddings.weight\": found none"},
-        {"G09 extra layer", {"backbone.layers.1.norm.weight", 1, {4, 0, 0}}, "tensor \"backbone.layers.1.norm.weight\": found a part of a layer that the configuration does not describe"},
-        {"G09 extra part", {"backbone.layers.0.mlp.fc1.weight", 2, {4, 4, 0}}, "does not describe, allowed: the tensors of the 1 layers"},
+        {"G09 missing",
+         {"backbone.layers.0.mixer.A_log", -1, {0, 0, 0}},
+         "tensor \"backbone.layers.0.mixer.A_log\": found none, allowed: one of shape (d_inner, "
+         "d_state) = (8, 2)"},
+        {"G09 no embedding",
+         {"backbone.embeddings.weight", -1, {0, 0, 0}},
+         "tensor \"backbone.embeddings.weight\": found none"},
+        {"G09 extra layer",
+         {"backbone.layers.1.norm.weight", 1, {4, 0, 0}},
+         "tensor \"backbone.layers.1.norm.weight\": found a part of a layer that the configuration "
+         "does not describe"},
+        {"G09 extra part",
+         {"backbone.layers.0.mlp.fc1.weight", 2, {4, 4, 0}},
+         "does not describe, allowed: the tensors of the 1 layers"},
         {"y extra outside", {"something.else", 1, {4, 0, 0}}, NULL},
-        {"G10 rank 2 conv", {"backbone.layers.0.mixer.conv1d.weight", 2, {8, 4, 0}}, "conv1d.weight\": found (8, 4), allowed: (d_inner, 1, d_conv) = (8, 1, 4)"},
-        {"G10 transposed", {"backbone.layers.0.mixer.out_proj.weight", 2, {8, 4, 0}}, "out_proj.weight\": found (8, 4), allowed: (d_model, d_inner) = (4, 8)"},
-        {"G10 one bias", {"backbone.layers.0.mixer.in_proj.bias", 1, {16, 0, 0}}, "found a bias at one of in_proj and out_proj"},
+        {"G10 rank 2 conv",
+         {"backbone.layers.0.mixer.conv1d.weight", 2, {8, 4, 0}},
+         "conv1d.weight\": found (8, 4), allowed: (d_inner, 1, d_conv) = (8, 1, 4)"},
+        {"G10 transposed",
+         {"backbone.layers.0.mixer.out_proj.weight", 2, {8, 4, 0}},
+         "out_proj.weight\": found (8, 4), allowed: (d_model, d_inner) = (4, 8)"},
+        {"G10 one bias",
+         {"backbone.layers.0.mixer.in_proj.bias", 1, {16, 0, 0}},
+         "found a bias at one of in_proj and out_proj"},
         {"y no conv bias", {"backbone.layers.0.mixer.conv1d.bias", -1, {0, 0, 0}}, NULL},
         {"y separate head", {"lm_head.weight", 2, {10, 4, 0}}, NULL},
         {"G10 head", {"lm_head.weight", 2, {9, 4, 0}}, "tensor \"lm_head.weight\": found (9, 4)"},
-        {"G10 norm", {"backbone.layers.0.norm.weight", 1, {5, 0, 0}}, "norm.weight\": found (5), allowed: (d_model) = (4)"}};
+        {"G10 norm",
+         {"backbone.layers.0.norm.weight", 1, {5, 0, 0}},
+         "norm.weight\": found (5), allowed: (d_model) = (4)"}};
     size_t n = sizeof mamba1_shapes / sizeof mamba1_shapes[0];
     put_text("config.json", "{" HF1 "}");
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         put_shapes(mamba1_shapes, n, &cases[i].change, "F32", "");
-        describe_case(cases[i].id, NULL, cases[i].piece == NULL ? TL_OK : TL_ERR_FORMAT, cases[i].piece);
+        describe_case(cases[i].id, NULL, cases[i].piece == NULL ? TL_OK : TL_ERR_FORMAT,
+                      cases[i].piece);
     }
     put_shapes(mamba1_shapes, n, NULL, "I32", "");
     describe_case("G08 integers", NULL, TL_ERR_FORMAT, "found I32, allowed: F32, F16, BF16 or F64");
     put_shapes(mamba1_shapes, n, NULL, "F32", "model.");
     describe_case("y prefix", NULL, TL_OK, "");
     describe_case("y forced", "falcon-mamba", TL_OK, "");
-    describe_case("forced unknown", "rwkv", TL_ERR_USAGE, "found 'rwkv', allowed: mamba, falcon-mamba, mamba2");
+    describe_case("forced unknown", "rwkv", TL_ERR_USAGE,
+                  "found 'rwkv', allowed: mamba, falcon-mamba, mamba2");
     describe_case("forced wrong", "mamba2", TL_ERR_FORMAT, "head width of 64");
     scratch_clear();
 }
@@ -1715,20 +2207,27 @@ TEST(config_meaning)
     tl_error err;
     cfg_shape head = {"lm_head.weight", 2, {10, 4, 0}};
     memset(&err, 0, sizeof err);
-    put_text("config.json", "{" HF1 ",\"layer_norm_epsilon\":1e-6,\"bos_token_id\":3,\"eos_token_id\":[7,8]}");
+    put_text("config.json",
+             "{" HF1 ",\"layer_norm_epsilon\":1e-6,\"bos_token_id\":3,\"eos_token_id\":[7,8]}");
     put_shapes(mamba1_shapes, sizeof mamba1_shapes / sizeof mamba1_shapes[0], &head, "F32", "");
-    REQUIRE(ck_open(scratch_folder, &ck, &err) == TL_OK && ck_describe(ck, "falcon-mamba", &m, &err) == TL_OK);
+    REQUIRE(ck_open(scratch_folder, &ck, &err) == TL_OK &&
+            ck_describe(ck, "falcon-mamba", &m, &err) == TL_OK);
     CHECK(m.arch == CK_ARCH_FALCON_MAMBA && m.bcdt_rms && m.eps == 1e-6 && m.mixer_rms_eps == 1e-6);
     CHECK(m.bos == 3 && m.eos == 7 && !m.tied && m.head == ck_find(ck, "lm_head.weight"));
     CHECK(m.conv_bias && !m.proj_bias && m.unused_count == 0 && m.warning == NULL);
     CHECK(m.layers[0].dt_bias == ck_find(ck, "backbone.layers.0.mixer.dt_proj.bias"));
     ck_model_free(&m);
     ck_close(ck);
-    put_text("config.json", "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":2,\"norm_before_gate\":true,\"dt_limit\":[0.01,0.5]}}");
+    put_text("config.json",
+             "{" SSM1 ",\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":2,\"headdim\":4,\"ngroups\":"
+                      "2,\"norm_before_gate\":true,\"dt_limit\":[0.01,0.5]}}");
     put_shapes(mamba2_shapes, sizeof mamba2_shapes / sizeof mamba2_shapes[0], NULL, "F32", "");
-    REQUIRE(ck_open(scratch_folder, &ck, &err) == TL_OK && ck_describe(ck, NULL, &m, &err) == TL_OK);
-    CHECK(m.arch == CK_ARCH_MAMBA2 && m.n_heads == 2 && m.headdim == 4 && m.n_groups == 2 && m.d_in_proj == 26);
-    CHECK(m.norm_before_gate && m.rms_gated && m.dt_limit[0] == 0.01 && m.dt_limit[1] == 0.5 && m.tied);
+    REQUIRE(ck_open(scratch_folder, &ck, &err) == TL_OK &&
+            ck_describe(ck, NULL, &m, &err) == TL_OK);
+    CHECK(m.arch == CK_ARCH_MAMBA2 && m.n_heads == 2 && m.headdim == 4 && m.n_groups == 2 &&
+          m.d_in_proj == 26);
+    CHECK(m.norm_before_gate && m.rms_gated && m.dt_limit[0] == 0.01 && m.dt_limit[1] == 0.5 &&
+          m.tied);
     CHECK(m.bos == -1 && m.eos == -1 && m.conv_channels == 16 && m.d_ssm == 8);
     ck_model_free(&m);
     ck_close(ck);
@@ -1736,7 +2235,7 @@ TEST(config_meaning)
     check_clean("meaning");
 }
 
-/* ---- every prefix, every bit, every failure ------------------------------------------------------------- */
+/* ---- every prefix, every bit, every failure -------------------------------------------------- */
 
 static char *slurp(const char *path, size_t *n)
 {
@@ -1777,7 +2276,8 @@ static tl_status try_weights(const char *name, tl_error *err)
     return status;
 }
 
-/* All truncations must be refused; each single-bit flip must get an answer (of larger files, each third). */
+/* All truncations must be refused; each single-bit flip must get an answer (of larger files, each
+ * third). */
 static void damage(const char *name)
 {
     size_t n = 0, refused = 0;
@@ -1800,7 +2300,10 @@ static void damage(const char *name)
 
 TEST(damage_safetensors)
 {
-    put_safetensors("x.safetensors", "{\"__metadata__\":{\"a\":\"b\"}," E("a", "F32", "2,3", 0, 24) "," E("b", "F16", "4", 24, 32) "}", 32);
+    put_safetensors("x.safetensors",
+                    "{\"__metadata__\":{\"a\":\"b\"}," E("a", "F32", "2,3", 0,
+                                                         24) "," E("b", "F16", "4", 24, 32) "}",
+                    32);
     damage("x.safetensors");
 }
 
@@ -1812,7 +2315,8 @@ TEST(damage_torch)
     torch_free();
 }
 
-/* The format before torch 1.6, by hand: magic, version, sys_info, state dict, names of storages, data. */
+/* The format before torch 1.6, by hand: magic, version, sys_info, state dict, names of storages,
+ * data. */
 static void put_legacy(const char *name, int fault)
 {
     buf b = {NULL, 0, 0};
@@ -1850,9 +2354,15 @@ static void put_legacy(const char *name, int fault)
 
 TEST(P15_legacy)
 {
-    static const char *const pieces[] = {NULL, "protocol version \"\": found another, allowed: 1001", "little_endian", "another persistent id",
-                                         "storage \"4712\": found no tensor that uses it", "its name twice in the list",
-                                         "another number of elements", "another number of elements", "bytes behind the last storage"};
+    static const char *const pieces[] = {NULL,
+                                         "protocol version \"\": found another, allowed: 1001",
+                                         "little_endian",
+                                         "another persistent id",
+                                         "storage \"4712\": found no tensor that uses it",
+                                         "its name twice in the list",
+                                         "another number of elements",
+                                         "another number of elements",
+                                         "bytes behind the last storage"};
     ck_source *ck;
     tl_error err;
     float out[2] = {0.0f, 0.0f};
@@ -1863,13 +2373,15 @@ TEST(P15_legacy)
     memset(&err, 0, sizeof err);
     put_legacy("x.bin", 0);
     REQUIRE(ck_open_weights(scratch("x.bin"), &ck, &err) == TL_OK);
-    CHECK(ck_read_f32(ck, ck_find(ck, "a"), 0, 2, out, &err) == TL_OK && out[0] == 1.0f && out[1] == 2.0f);
+    CHECK(ck_read_f32(ck, ck_find(ck, "a"), 0, 2, out, &err) == TL_OK && out[0] == 1.0f &&
+          out[1] == 2.0f);
     CHECK(ck_verify(ck, ck_find(ck, "a"), &err) == TL_OK);
     ck_close(ck);
     damage("x.bin");
 }
 
-/* Several bits and bytes at once, with checksums of the pickle mended so that the damage gets inside. */
+/* Several bits and bytes at once, with checksums of the pickle mended so that the damage gets
+ * inside. */
 TEST(damage_mended)
 {
     uint64_t seed = 88172645463325252u;
@@ -1949,7 +2461,8 @@ static void fail_everything(const char *what)
                 break;
             }
             if (status != (kind < 2 ? TL_ERR_MEMORY : TL_ERR_IO)) {
-                printf("%s: failure %ld of kind %d gave %d \"%s\"\n", what, k, kind, (int)status, err.message);
+                printf("%s: failure %ld of kind %d gave %d \"%s\"\n", what, k, kind, (int)status,
+                       err.message);
                 FAIL("the failure has another status");
             }
             CHECK(err.message[0] != '\0');
@@ -1988,7 +2501,9 @@ static void make_shards(void)
         (void)unlink(scratch("model.safetensors"));
     }
     for (size_t i = 0; i < n; i++) {
-        (void)snprintf(line, sizeof line, "%s\"%s\":\"%s.safetensors\"", i == 0 ? "{\"weight_map\":{" : ",", mamba1_shapes[i].name, i < n / 2 ? "one" : "two");
+        (void)snprintf(line, sizeof line, "%s\"%s\":\"%s.safetensors\"",
+                       i == 0 ? "{\"weight_map\":{" : ",", mamba1_shapes[i].name,
+                       i < n / 2 ? "one" : "two");
         buf_text(&b, line);
     }
     buf_text(&b, "}}");
@@ -2013,7 +2528,7 @@ TEST(failures_shards)
     scratch_clear();
 }
 
-/* ---- real files ------------------------------------------------------------------------------------------- */
+/* ---- real files ------------------------------------------------------------------------------ */
 
 static const char *golden_folder(void)
 {
@@ -2054,7 +2569,8 @@ static int copy_golden(const char *model, const char *file)
 
 TEST(failures_torch)
 {
-    if (!copy_golden("mamba1-original-bf16", "config.json") || !copy_golden("mamba1-original-bf16", "pytorch_model.bin")) {
+    if (!copy_golden("mamba1-original-bf16", "config.json") ||
+        !copy_golden("mamba1-original-bf16", "pytorch_model.bin")) {
         SKIP("no golden files");
     }
     fail_everything("torch zip");
@@ -2063,7 +2579,8 @@ TEST(failures_torch)
 
 TEST(failures_legacy)
 {
-    if (!copy_golden("mamba1-original-legacy", "config.json") || !copy_golden("mamba1-original-legacy", "pytorch_model.bin")) {
+    if (!copy_golden("mamba1-original-legacy", "config.json") ||
+        !copy_golden("mamba1-original-legacy", "pytorch_model.bin")) {
         SKIP("no golden files");
     }
     fail_everything("torch legacy");
@@ -2075,18 +2592,28 @@ static const struct {
     ck_arch arch;
     unsigned tensors, layers, vocab, heads, mlp;
     int tied, dtype;
-} golden_models[] = {
-    {"falcon-mamba", CK_ARCH_FALCON_MAMBA, 23, 2, 80, 64, 0, 0, CK_F32}, {"mamba1-base", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_F32},
-    {"mamba1-bf16", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_BF16}, {"mamba1-f16", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_F16},
-    {"mamba1-long", CK_ARCH_MAMBA1, 22, 2, 32, 32, 0, 1, CK_F32}, {"mamba1-odd", CK_ARCH_MAMBA1, 38, 3, 61, 60, 0, 1, CK_F32},
-    {"mamba1-original-bf16", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_BF16}, {"mamba1-original-f16", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_F16},
-    {"mamba1-original-f32", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_F32}, {"mamba1-original-legacy", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_F32},
-    {"mamba1-sharded", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_F32}, {"mamba1-untied", CK_ARCH_MAMBA1, 21, 2, 64, 48, 0, 0, CK_F32},
-    {"mamba2-base", CK_ARCH_MAMBA2, 21, 2, 96, 4, 0, 0, CK_F32}, {"mamba2-dhdim", CK_ARCH_MAMBA2, 25, 2, 96, 4, 0, 0, CK_F32},
-    {"mamba2-dssm", CK_ARCH_MAMBA2, 21, 2, 96, 2, 0, 1, CK_F32}, {"mamba2-dtlimit", CK_ARCH_MAMBA2, 19, 2, 96, 8, 0, 1, CK_F32},
-    {"mamba2-groups", CK_ARCH_MAMBA2, 21, 2, 96, 8, 0, 1, CK_F32}, {"mamba2-long", CK_ARCH_MAMBA2, 19, 2, 48, 2, 0, 0, CK_F32},
-    {"mamba2-nonorm", CK_ARCH_MAMBA2, 19, 2, 96, 4, 0, 1, CK_F32}, {"mamba2-normfirst", CK_ARCH_MAMBA2, 27, 2, 96, 4, 128, 1, CK_F32},
-    {"mamba2-original", CK_ARCH_MAMBA2, 21, 2, 96, 4, 0, 1, CK_F32}, {"mamba2-original-long", CK_ARCH_MAMBA2, 21, 2, 48, 2, 0, 1, CK_F32}};
+} golden_models[] = {{"falcon-mamba", CK_ARCH_FALCON_MAMBA, 23, 2, 80, 64, 0, 0, CK_F32},
+                     {"mamba1-base", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_F32},
+                     {"mamba1-bf16", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_BF16},
+                     {"mamba1-f16", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_F16},
+                     {"mamba1-long", CK_ARCH_MAMBA1, 22, 2, 32, 32, 0, 1, CK_F32},
+                     {"mamba1-odd", CK_ARCH_MAMBA1, 38, 3, 61, 60, 0, 1, CK_F32},
+                     {"mamba1-original-bf16", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_BF16},
+                     {"mamba1-original-f16", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_F16},
+                     {"mamba1-original-f32", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_F32},
+                     {"mamba1-original-legacy", CK_ARCH_MAMBA1, 23, 2, 97, 64, 0, 1, CK_F32},
+                     {"mamba1-sharded", CK_ARCH_MAMBA1, 22, 2, 97, 64, 0, 1, CK_F32},
+                     {"mamba1-untied", CK_ARCH_MAMBA1, 21, 2, 64, 48, 0, 0, CK_F32},
+                     {"mamba2-base", CK_ARCH_MAMBA2, 21, 2, 96, 4, 0, 0, CK_F32},
+                     {"mamba2-dhdim", CK_ARCH_MAMBA2, 25, 2, 96, 4, 0, 0, CK_F32},
+                     {"mamba2-dssm", CK_ARCH_MAMBA2, 21, 2, 96, 2, 0, 1, CK_F32},
+                     {"mamba2-dtlimit", CK_ARCH_MAMBA2, 19, 2, 96, 8, 0, 1, CK_F32},
+                     {"mamba2-groups", CK_ARCH_MAMBA2, 21, 2, 96, 8, 0, 1, CK_F32},
+                     {"mamba2-long", CK_ARCH_MAMBA2, 19, 2, 48, 2, 0, 0, CK_F32},
+                     {"mamba2-nonorm", CK_ARCH_MAMBA2, 19, 2, 96, 4, 0, 1, CK_F32},
+                     {"mamba2-normfirst", CK_ARCH_MAMBA2, 27, 2, 96, 4, 128, 1, CK_F32},
+                     {"mamba2-original", CK_ARCH_MAMBA2, 21, 2, 96, 4, 0, 1, CK_F32},
+                     {"mamba2-original-long", CK_ARCH_MAMBA2, 21, 2, 48, 2, 0, 1, CK_F32}};
 
 static void golden_model(size_t i)
 {
@@ -2109,8 +2636,10 @@ static void golden_model(size_t i)
         ck_close(ck);
         return;
     }
-    CHECK(m.arch == golden_models[i].arch && m.n_layer == golden_models[i].layers && m.padded_vocab == golden_models[i].vocab);
-    CHECK(m.n_heads == golden_models[i].heads && m.d_mlp == golden_models[i].mlp && m.tied == golden_models[i].tied);
+    CHECK(m.arch == golden_models[i].arch && m.n_layer == golden_models[i].layers &&
+          m.padded_vocab == golden_models[i].vocab);
+    CHECK(m.n_heads == golden_models[i].heads && m.d_mlp == golden_models[i].mlp &&
+          m.tied == golden_models[i].tied);
     CHECK(ck->tensor_count == golden_models[i].tensors && m.unused_count == 0);
     CHECK(m.embedding->dtype == (ck_dtype)golden_models[i].dtype);
     for (size_t k = 0; k < ck->tensor_count; k++) {
@@ -2138,7 +2667,8 @@ TEST(golden_folders)
     }
 }
 
-/* The largest difference of two checkpoints' values, relative to the value; -1 if something is wrong. */
+/* The largest difference of two checkpoints' values, relative to the value; -1 if something is
+ * wrong. */
 static double compare_golden(const char *a, const char *b)
 {
     const char *const names[2] = {a, b};
@@ -2159,7 +2689,9 @@ static double compare_golden(const char *a, const char *b)
         for (uint64_t j = 0; j < t->count; j++) {
             float x, y;
             double d;
-            if (u == NULL || u->count != t->count || ck_read_f32(ck[0], t, j, 1, &x, &err) != TL_OK || ck_read_f32(ck[1], u, j, 1, &y, &err) != TL_OK) {
+            if (u == NULL || u->count != t->count ||
+                ck_read_f32(ck[0], t, j, 1, &x, &err) != TL_OK ||
+                ck_read_f32(ck[1], u, j, 1, &y, &err) != TL_OK) {
                 worst = 9.0;
                 break;
             }

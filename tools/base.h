@@ -1,9 +1,10 @@
-/*  base.h: what the tools share: errors, memory, checked arithmetic, sorting, file input and output.
+/*  base.h: what the tools share: errors, memory, checked arithmetic, sorting, file input and
+ *  output.
  *
- *  Include it before any system header (it selects the POSIX interfaces). Everything is static: each tool
- *  is one translation unit. Every allocation goes through TL_MALLOC, TL_REALLOC, TL_FREE and every system
- *  call through the TL_SYS_ macros, so that a test can define them first and let the k-th one fail.
- *  Sizes from files go through tl_add, tl_mul, tl_fits and nothing else.
+ *  Include it before any system header (it selects the POSIX interfaces). Everything is static:
+ *  each tool is one translation unit. Every allocation goes through TL_MALLOC, TL_REALLOC, TL_FREE
+ *  and every system call through the TL_SYS_ macros, so that a test can define them first and let
+ *  the k-th one fail. Sizes from files go through tl_add, tl_mul, tl_fits and nothing else.
  */
 #ifndef TL_BASE_H
 #define TL_BASE_H
@@ -51,7 +52,7 @@
 #define TL_PRINTF(f, a)
 #endif
 
-/* ---- errors ------------------------------------------------------------------------------------------ */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 typedef enum {
     TL_OK = 0,
@@ -86,8 +87,8 @@ typedef struct {
     char text[112];
 } tl_quoted;
 
-/* Bytes from a file, made fit for a terminal: printable ASCII stays, quotes, backslashes and all else
- * become \xNN, and what is long is cut with an ellipsis. */
+/* Bytes from a file, made fit for a terminal: printable ASCII stays, quotes, backslashes and all
+ * else become \xNN, and what is long is cut with an ellipsis. */
 TL_FN const char *tl_quote(tl_quoted *out, const char *bytes, size_t length)
 {
     static const char hex[] = "0123456789abcdef";
@@ -112,7 +113,7 @@ TL_FN const char *tl_quote(tl_quoted *out, const char *bytes, size_t length)
     return out->text;
 }
 
-/* ---- checked arithmetic ------------------------------------------------------------------------------ */
+/* ---- checked arithmetic ---------------------------------------------------------------------- */
 
 TL_FN int tl_add(uint64_t a, uint64_t b, uint64_t *sum)
 {
@@ -136,7 +137,7 @@ TL_FN int tl_fits(uint64_t offset, uint64_t length, uint64_t size)
     return offset <= size && length <= size - offset;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------ */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 TL_FN void *tl_malloc(uint64_t count, uint64_t size, tl_error *err)
 {
@@ -185,7 +186,7 @@ TL_FN void tl_free(void *p)
     }
 }
 
-/* Makes room for one more item in an array that grows by half; *items keeps its value on failure. */
+/* Makes room for one more item in an array that grows by half; on failure *items stays. */
 TL_FN int tl_grow(void **items, size_t *capacity, size_t used, size_t size, tl_error *err)
 {
     size_t more;
@@ -231,7 +232,7 @@ TL_FN char *tl_join(const char *folder, const char *name, size_t name_length, tl
     return path;
 }
 
-/* ---- hashing, sorting, searching --------------------------------------------------------------------- */
+/* ---- hashing, sorting, searching ------------------------------------------------------------- */
 
 /* FNV-1a. Collisions cost a comparison, never a quadratic search: see tl_sort. */
 TL_FN uint32_t tl_hash(const char *bytes, size_t length)
@@ -267,7 +268,8 @@ TL_FN int tl_key_order(uint64_t a, uint64_t b, tl_order_fn order, const void *co
 
 /* Stable merge sort of keys (hash << 32 | index): by hash, ties by `order`. `spare` has n places.
  * n log n whatever the input, so hostile names cannot buy quadratic time. */
-TL_FN void tl_sort(uint64_t *keys, uint64_t *spare, size_t n, tl_order_fn order, const void *context)
+TL_FN void tl_sort(uint64_t *keys, uint64_t *spare, size_t n, tl_order_fn order,
+                   const void *context)
 {
     for (size_t width = 1; width < n; width *= 2) {
         for (size_t lo = 0; lo < n; lo += 2 * width) {
@@ -286,7 +288,7 @@ TL_FN void tl_sort(uint64_t *keys, uint64_t *spare, size_t n, tl_order_fn order,
     }
 }
 
-/* ---- reading files ----------------------------------------------------------------------------------- */
+/* ---- reading files --------------------------------------------------------------------------- */
 
 typedef struct {
     int fd;
@@ -305,8 +307,9 @@ TL_FN void tl_file_close(tl_file *file)
     file->size = 0;
 }
 
-/* Opens a regular file once; every later check and read uses this descriptor. Symbolic links are followed
- * (caches of published models consist of them). O_NONBLOCK: a FIFO must not hold the program. */
+/* Opens a regular file once; every later check and read uses this descriptor. Symbolic links are
+ * followed (caches of published models consist of them). O_NONBLOCK: a FIFO must not hold the
+ * program. */
 TL_FN tl_status tl_file_open(tl_file *file, const char *path, tl_error *err)
 {
     struct stat st;
@@ -345,18 +348,21 @@ TL_FN tl_status tl_file_open(tl_file *file, const char *path, tl_error *err)
 }
 
 /* Reads exactly n bytes at offset. */
-TL_FN tl_status tl_file_read(const tl_file *file, uint64_t offset, void *buffer, size_t n, tl_error *err)
+TL_FN tl_status tl_file_read(const tl_file *file, uint64_t offset, void *buffer, size_t n,
+                             tl_error *err)
 {
     char *at = (char *)buffer;
     tl_quoted q;
     tl_quote(&q, file->path, strlen(file->path));
     if (!tl_fits(offset, n, file->size)) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: byte %llu: found a need of %llu bytes, the file ends at %llu",
-                       q.text, (unsigned long long)offset, (unsigned long long)n,
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: byte %llu: found a need of %llu bytes, the file ends at %llu", q.text,
+                       (unsigned long long)offset, (unsigned long long)n,
                        (unsigned long long)file->size);
     }
     while (n > 0) {
-        ssize_t got = TL_SYS_PREAD(file->fd, at, n < ((size_t)1 << 30) ? n : (size_t)1 << 30, (off_t)offset);
+        ssize_t got =
+            TL_SYS_PREAD(file->fd, at, n < ((size_t)1 << 30) ? n : (size_t)1 << 30, (off_t)offset);
         if (got < 0 && errno == EINTR) {
             continue;
         }
@@ -365,7 +371,8 @@ TL_FN tl_status tl_file_read(const tl_file *file, uint64_t offset, void *buffer,
                            (unsigned long long)offset, strerror(errno));
         }
         if (got == 0) {
-            return tl_fail(err, TL_ERR_IO, "%s: byte %llu: the file became shorter while being read", q.text,
+            return tl_fail(err, TL_ERR_IO,
+                           "%s: byte %llu: the file became shorter while being read", q.text,
                            (unsigned long long)offset);
         }
         at += got;
@@ -375,8 +382,9 @@ TL_FN tl_status tl_file_read(const tl_file *file, uint64_t offset, void *buffer,
     return TL_OK;
 }
 
-/* The whole of a file of at most `limit` bytes, with a NUL behind it that *length does not count. */
-TL_FN tl_status tl_read_all(const char *path, uint64_t limit, char **text, size_t *length, tl_error *err)
+/* All of a file of at most `limit` bytes, with a NUL behind it that *length does not count. */
+TL_FN tl_status tl_read_all(const char *path, uint64_t limit, char **text, size_t *length,
+                            tl_error *err)
 {
     tl_file file;
     tl_status status = tl_file_open(&file, path, err);
@@ -393,7 +401,8 @@ TL_FN tl_status tl_read_all(const char *path, uint64_t limit, char **text, size_
                          (unsigned long long)limit);
     } else {
         buffer = (char *)tl_malloc(file.size + 1, 1, err);
-        status = buffer == NULL ? TL_ERR_MEMORY : tl_file_read(&file, 0, buffer, (size_t)file.size, err);
+        status =
+            buffer == NULL ? TL_ERR_MEMORY : tl_file_read(&file, 0, buffer, (size_t)file.size, err);
     }
     if (status == TL_OK) {
         buffer[file.size] = '\0';
@@ -413,7 +422,7 @@ TL_FN int tl_exists(const char *path)
     return stat(path, &st) == 0;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* Writes all n bytes; `path` is for the message. */
 TL_FN tl_status tl_write_all(int fd, const void *bytes, size_t n, const char *path, tl_error *err)
@@ -435,7 +444,7 @@ TL_FN tl_status tl_write_all(int fd, const void *bytes, size_t n, const char *pa
     return TL_OK;
 }
 
-/* ---- little-endian and 16-bit floats ----------------------------------------------------------------- */
+/* ---- little-endian and 16-bit floats --------------------------------------------------------- */
 
 TL_FN uint16_t tl_le16(const unsigned char *p)
 {
@@ -471,7 +480,8 @@ TL_FN float tl_f32_of_f16(uint16_t h)
     if (fraction == 0) {
         return tl_f32_of_bits(sign);
     }
-    for (exponent = 113; (fraction & 1024u) == 0; exponent--) {   /* a denormal half is a normal float */
+    /* a denormal half is a normal float */
+    for (exponent = 113; (fraction & 1024u) == 0; exponent--) {
         fraction <<= 1;
     }
     return tl_f32_of_bits(sign | exponent << 23 | (fraction & 1023u) << 13);

@@ -1,14 +1,18 @@
-/*  checkpoint.h: one view of the published layouts of a model: its configuration and its named tensors.
+/*  checkpoint.h: one view of the published layouts of a model: its configuration and its named
+ *  tensors.
  *
  *  ck_open takes a folder or one weight file that lies beside its configuration:
  *    config.json (or params.json) with the first of
  *      model.safetensors, model.safetensors.index.json + shards, consolidated.safetensors,
- *      pytorch_model.bin (zip, or the format before torch 1.6), pytorch_model.bin.index.json + shards.
- *  ck_open_weights takes one weight file alone. Files that an index does not name are not looked at; a
- *  tensor that it names must be in the shard that it names; a tensor in two shards is refused.
+ *      pytorch_model.bin (zip, or the format before torch 1.6),
+ *      pytorch_model.bin.index.json + shards.
+ *  ck_open_weights takes one weight file alone. Files that an index does not name are not looked
+ *  at; a tensor that it names must be in the shard that it names; a tensor in two shards is
+ *  refused.
  *
- *  Opening reads headers only. Values are read by pread in pieces, straight to where the caller wants them;
- *  nothing is mapped, and no tensor is ever held. Each file is opened once and checked on that descriptor.
+ *  Opening reads headers only. Values are read by pread in pieces, straight to where the caller
+ *  wants them; nothing is mapped, and no tensor is ever held. Each file is opened once and checked
+ *  on that descriptor.
  *
  *      ck_source *ck;
  *      if (ck_open(path, &ck, &err) == TL_OK) {
@@ -80,7 +84,7 @@ TL_FN void ck_close(ck_source *ck)
     tl_free(ck);
 }
 
-/* ---- looking ------------------------------------------------------------------------------------------ */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 TL_FN int ck_name_order(const void *context, uint32_t a, uint32_t b)
 {
@@ -96,7 +100,8 @@ TL_FN const ck_tensor *ck_find_n(const ck_source *ck, const char *name, size_t l
         size_t mid = lo + (hi - lo) / 2;
         const ck_tensor *t = &ck->tensors[(uint32_t)ck->by_name[mid]];
         uint32_t h = (uint32_t)(ck->by_name[mid] >> 32);
-        int order = hash != h ? (hash < h ? -1 : 1) : tl_compare(name, length, t->name, t->name_length);
+        int order =
+            hash != h ? (hash < h ? -1 : 1) : tl_compare(name, length, t->name, t->name_length);
         if (order == 0) {
             return t;
         }
@@ -118,44 +123,48 @@ TL_FN const ck_tensor *ck_find(const ck_source *ck, const char *name)
 /* Do two tensors share their bytes, as tied weights do? */
 TL_FN int ck_same(const ck_tensor *a, const ck_tensor *b)
 {
-    return a->file == b->file && a->offset == b->offset && a->bytes == b->bytes && a->dtype == b->dtype;
+    return a->file == b->file && a->offset == b->offset && a->bytes == b->bytes &&
+           a->dtype == b->dtype;
 }
 
 /* A value of the first safetensors file's __metadata__, NULL text if absent. */
 TL_FN json_text ck_metadata(const ck_source *ck, const char *key)
 {
     json_text none = {NULL, 0};
-    return ck->file_count != 0 && ck->files[0].kind == CK_SAFETENSORS ? st_metadata(&ck->files[0].st, key) : none;
+    return ck->file_count != 0 && ck->files[0].kind == CK_SAFETENSORS
+             ? st_metadata(&ck->files[0].st, key)
+             : none;
 }
 
-TL_FN tl_status ck_fault(const ck_source *ck, const ck_tensor *t, const char *found, const char *allowed,
-                         tl_error *err)
+TL_FN tl_status ck_fault(const ck_source *ck, const ck_tensor *t, const char *found,
+                         const char *allowed, tl_error *err)
 {
     const char *path = ck->files[t->file].file.path;
     tl_quoted q, name;
     return tl_fail(err, TL_ERR_FORMAT, "%s: tensor \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, path, strlen(path)), tl_quote(&name, t->name, t->name_length), found,
-                   allowed);
+                   tl_quote(&q, path, strlen(path)), tl_quote(&name, t->name, t->name_length),
+                   found, allowed);
 }
 
-/* ---- reading values ------------------------------------------------------------------------------------ */
+/* ---- reading values -------------------------------------------------------------------------- */
 
-/* Elements [first, first + n) as stored (little-endian). For block types both must be whole blocks. */
-TL_FN tl_status ck_read_raw(const ck_source *ck, const ck_tensor *t, uint64_t first, uint64_t n, void *out,
-                            tl_error *err)
+/* Elements [first, first + n) as stored (little-endian); of block types, whole blocks. */
+TL_FN tl_status ck_read_raw(const ck_source *ck, const ck_tensor *t, uint64_t first, uint64_t n,
+                            void *out, tl_error *err)
 {
     unsigned block = ck_types[t->dtype].block, bytes = ck_types[t->dtype].bytes;
     if (!tl_fits(first, n, t->count) || first % block != 0 || n % block != 0) {
-        return ck_fault(ck, t, "a request outside the tensor", "its elements, in whole blocks", err);
+        return ck_fault(ck, t, "a request outside the tensor", "its elements, in whole blocks",
+                        err);
     }
     return tl_file_read(&ck->files[t->file].file, t->offset + first / block * bytes, out,
                         (size_t)(n / block * bytes), err);
 }
 
-/* Elements [first, first + n) of any float type, as float. 16-bit values are read into the upper half of
- * `out` and widened from the front: element i is written at 4i after it was read at 2n + 2i >= 4i - 2. */
-TL_FN tl_status ck_read_f32(const ck_source *ck, const ck_tensor *t, uint64_t first, uint64_t n, float *out,
-                            tl_error *err)
+/* Elements [first, first + n) of any float type, as float. 16-bit values are read into the upper
+ * half of `out` and widened from the front: writing element i at 4i reaches 2n + 2i last. */
+TL_FN tl_status ck_read_f32(const ck_source *ck, const ck_tensor *t, uint64_t first, uint64_t n,
+                            float *out, tl_error *err)
 {
     unsigned char *bytes = (unsigned char *)out, block[4096];
     tl_status status;
@@ -197,16 +206,18 @@ TL_FN tl_status ck_read_f32(const ck_source *ck, const ck_tensor *t, uint64_t fi
     return TL_OK;
 }
 
-/* Compares the checksum of the zip record that holds a tensor, where there is one. Reads all of it. */
+/* Reads all of the zip record that holds a tensor, if one does, and compares its checksum. */
 TL_FN tl_status ck_verify(const ck_source *ck, const ck_tensor *t, tl_error *err)
 {
     const ck_file *f = &ck->files[t->file];
-    return t->record == CK_NO_RECORD ? TL_OK : zip_verify(&f->file, &f->zip.entries[t->record], err);
+    return t->record == CK_NO_RECORD ? TL_OK
+                                     : zip_verify(&f->file, &f->zip.entries[t->record], err);
 }
 
-/* ---- torch files ---------------------------------------------------------------------------------------- */
+/* ---- torch files ----------------------------------------------------------------------------- */
 
-static const ck_dtype ck_storage_types[] = {   /* in the order of pkl_globals from PKL_STORAGES on */
+/* in the order of pkl_globals from PKL_STORAGES on */
+static const ck_dtype ck_storage_types[] = {
     CK_F32, CK_F16, CK_BF16, CK_F64, CK_I64, CK_I32, CK_I16, CK_I8, CK_U8, CK_BOOL};
 
 TL_FN ck_dtype ck_storage_type(const pkl_node *storage)
@@ -252,8 +263,8 @@ TL_FN tl_status ck_torch_strides(const ck_source *ck, const pkl_data *d, const c
 }
 
 /* One entry of the state dict. */
-TL_FN tl_status ck_torch_tensor(ck_source *ck, const pkl_data *d, const pkl_node *key, const pkl_node *value,
-                                tl_error *err)
+TL_FN tl_status ck_torch_tensor(ck_source *ck, const pkl_data *d, const pkl_node *key,
+                                const pkl_node *value, tl_error *err)
 {
     ck_tensor *t;
     const pkl_node *storage, *shape;
@@ -273,7 +284,8 @@ TL_FN tl_status ck_torch_tensor(ck_source *ck, const pkl_data *d, const pkl_node
         return ck_fault(ck, t, fault, "1 to 1024 bytes without NUL", err);
     }
     if (value->type != PKL_TENSOR) {
-        return ck_fault(ck, t, "something else", "a tensor (the file must be a plain state dict)", err);
+        return ck_fault(ck, t, "something else", "a tensor (the file must be a plain state dict)",
+                        err);
     }
     storage = &d->nodes[value->first];
     shape = &d->nodes[value->last];
@@ -289,7 +301,8 @@ TL_FN tl_status ck_torch_tensor(ck_source *ck, const pkl_data *d, const pkl_node
         return ck_fault(ck, t, "a shape of 2^63 bytes or more", "a smaller one", err);
     }
     if (!tl_fits((uint64_t)value->value, t->count, (uint64_t)storage->extra)) {
-        return ck_fault(ck, t, "a shape and offset that leave the storage", "elements inside it", err);
+        return ck_fault(ck, t, "a shape and offset that leave the storage", "elements inside it",
+                        err);
     }
     t->offset = storage->place + (uint64_t)value->value * ck_types[t->dtype].bytes;
     return ck_torch_strides(ck, d, t, &d->nodes[value->count], err);
@@ -302,12 +315,14 @@ TL_FN tl_status ck_torch_tensors(ck_source *ck, const ck_file *f, tl_error *err)
     tl_status status = TL_OK;
     tl_quoted q;
     if (root->type != PKL_DICT) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: found something else, allowed: a state dict (names and "
-                       "tensors)", tl_quote(&q, f->file.path, strlen(f->file.path)));
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: found something else, allowed: a state dict (names and tensors)",
+                       tl_quote(&q, f->file.path, strlen(f->file.path)));
     }
     for (uint32_t c = root->first; status == TL_OK && c != PKL_NIL;) {
         uint32_t v = d->cells[c].next;
-        status = ck_torch_tensor(ck, d, &d->nodes[d->cells[c].node], &d->nodes[d->cells[v].node], err);
+        status =
+            ck_torch_tensor(ck, d, &d->nodes[d->cells[c].node], &d->nodes[d->cells[v].node], err);
         c = d->cells[v].next;
     }
     return status;
@@ -318,8 +333,8 @@ TL_FN tl_status ck_torch_fault(const ck_file *f, const char *what, const char *t
 {
     tl_quoted q, t;
     return tl_fail(err, TL_ERR_FORMAT, "%s: %s \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, f->file.path, strlen(f->file.path)), what, tl_quote(&t, text, length), found,
-                   allowed);
+                   tl_quote(&q, f->file.path, strlen(f->file.path)), what,
+                   tl_quote(&t, text, length), found, allowed);
 }
 
 /* ROOT/data.pkl, the only one at that depth. */
@@ -337,13 +352,15 @@ TL_FN tl_status ck_zip_root(const ck_file *f, const zip_entry **pickle, tl_error
         }
         if (slash != NULL && tl_compare(rest, n, "data.pkl", 8) == 0) {
             if (*pickle != NULL) {
-                return ck_torch_fault(f, "record", e->name, e->name_length, "a second data.pkl", "one", err);
+                return ck_torch_fault(f, "record", e->name, e->name_length, "a second data.pkl",
+                                      "one", err);
             }
             *pickle = e;
         }
     }
     if (*pickle == NULL) {
-        return ck_torch_fault(f, "record", "data.pkl", 8, "none", "a zip archive that torch.save wrote", err);
+        return ck_torch_fault(f, "record", "data.pkl", 8, "none",
+                              "a zip archive that torch.save wrote", err);
     }
     return TL_OK;
 }
@@ -366,15 +383,18 @@ TL_FN tl_status ck_zip_storages(ck_file *f, const char *root, size_t root_length
         key = &d->nodes[s->first];
         text = d->text + key->value;
         if (key->count > 64 || root_length > 256 || memchr(text, '\0', key->count) != NULL) {
-            return ck_torch_fault(f, "storage", text, key->count, "this name", "at most 64 bytes without NUL",
-                                  err);
+            return ck_torch_fault(f, "storage", text, key->count, "this name",
+                                  "at most 64 bytes without NUL", err);
         }
-        n = snprintf(name, sizeof name, "%.*sdata/%.*s", (int)root_length, root, (int)key->count, text);
+        n = snprintf(name, sizeof name, "%.*sdata/%.*s", (int)root_length, root, (int)key->count,
+                     text);
         e = zip_find(&f->zip, name, (size_t)n);
         if (e == NULL) {
-            return ck_torch_fault(f, "storage", text, key->count, "no record", "data/ and its name", err);
+            return ck_torch_fault(f, "storage", text, key->count, "no record", "data/ and its name",
+                                  err);
         }
-        if (!tl_mul((uint64_t)s->extra, ck_types[ck_storage_type(s)].bytes, &bytes) || bytes != e->size) {
+        if (!tl_mul((uint64_t)s->extra, ck_types[ck_storage_type(s)].bytes, &bytes) ||
+            bytes != e->size) {
             return ck_torch_fault(f, "storage", text, key->count, "a record of another size",
                                   "its number of elements times the size of its type", err);
         }
@@ -403,8 +423,9 @@ TL_FN tl_status ck_zip_open(ck_source *ck, ck_file *f, tl_error *err)
         if (order != NULL) {
             status = zip_read(&f->file, order, 64, &text, err);
             if (status == TL_OK && tl_compare(text, (size_t)order->size, "little", 6) != 0) {
-                status = ck_torch_fault(f, "byteorder", text, (size_t)order->size, "another byte order",
-                                        "little (re-save on a little-endian machine)", err);
+                status =
+                    ck_torch_fault(f, "byteorder", text, (size_t)order->size, "another byte order",
+                                   "little (re-save on a little-endian machine)", err);
             }
             tl_free(text);
         }
@@ -413,10 +434,12 @@ TL_FN tl_status ck_zip_open(ck_source *ck, ck_file *f, tl_error *err)
         status = zip_read(&f->file, pickle, CK_MAX_PICKLE, &f->text, err);
     }
     if (status == TL_OK) {
-        status = pkl_parse(f->text, (size_t)pickle->size, f->file.path, pickle->offset, 0, &f->pickle, err);
+        status = pkl_parse(f->text, (size_t)pickle->size, f->file.path, pickle->offset, 0,
+                           &f->pickle, err);
     }
     if (status == TL_OK && f->pickle.length != pickle->size) {
-        status = ck_torch_fault(f, "record", pickle->name, pickle->name_length, "bytes behind STOP", "none", err);
+        status = ck_torch_fault(f, "record", pickle->name, pickle->name_length, "bytes behind STOP",
+                                "none", err);
     }
     if (status == TL_OK) {
         status = ck_zip_storages(f, pickle->name, root, err);
@@ -424,9 +447,10 @@ TL_FN tl_status ck_zip_open(ck_source *ck, ck_file *f, tl_error *err)
     return status == TL_OK ? ck_torch_tensors(ck, f, err) : status;
 }
 
-/* ---- torch files before 1.6: five pickles, then the storages --------------------------------------------- */
+/* ---- torch files before 1.6: five pickles, then the storages --------------------------------- */
 
-static const unsigned char ck_legacy_magic[15] = {   /* pickle of the number 0x1950a86a20f9469cfc6c */
+/* pickle of the number 0x1950a86a20f9469cfc6c */
+static const unsigned char ck_legacy_magic[15] = {
     0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, 0x2e};
 
 TL_FN int ck_key_order(const void *context, uint32_t a, uint32_t b)
@@ -436,10 +460,10 @@ TL_FN int ck_key_order(const void *context, uint32_t a, uint32_t b)
     return tl_compare(d->text + x->value, x->count, d->text + y->value, y->count);
 }
 
-/* The storage called `key` begins at *at with its number of elements; sets its place in all its nodes
- * (keys: the storage nodes sorted by hash and name) and moves *at behind it. */
-TL_FN tl_status ck_legacy_storage(ck_file *f, const uint64_t *keys, size_t count, const char *key, size_t n,
-                                  uint64_t *at, tl_error *err)
+/* The storage called `key` begins at *at with its number of elements; sets its place in all its
+ * nodes (keys: the storage nodes sorted by hash and name) and moves *at behind it. */
+TL_FN tl_status ck_legacy_storage(ck_file *f, const uint64_t *keys, size_t count, const char *key,
+                                  size_t n, uint64_t *at, tl_error *err)
 {
     pkl_data *d = &f->pickle;
     uint64_t elements, bytes, hash = (uint64_t)tl_hash(key, n) << 32;
@@ -472,7 +496,8 @@ TL_FN tl_status ck_legacy_storage(ck_file *f, const uint64_t *keys, size_t count
         if (s->place != 0) {
             return ck_torch_fault(f, "storage", key, n, "its name twice in the list", "once", err);
         }
-        if ((uint64_t)s->extra != elements || !tl_mul(elements, ck_types[ck_storage_type(s)].bytes, &size) ||
+        if ((uint64_t)s->extra != elements ||
+            !tl_mul(elements, ck_types[ck_storage_type(s)].bytes, &size) ||
             (used != 0 && size != bytes) || !tl_fits(*at + 8, size, f->file.size)) {
             return ck_torch_fault(f, "storage", key, n, "another number of elements",
                                   "the number in the pickle, inside the file", err);
@@ -482,7 +507,8 @@ TL_FN tl_status ck_legacy_storage(ck_file *f, const uint64_t *keys, size_t count
         s->last = CK_NO_RECORD;
     }
     if (used == 0) {
-        return ck_torch_fault(f, "storage", key, n, "no tensor that uses it", "used storages only", err);
+        return ck_torch_fault(f, "storage", key, n, "no tensor that uses it", "used storages only",
+                              err);
     }
     *at += 8 + bytes;
     return TL_OK;
@@ -491,7 +517,8 @@ TL_FN tl_status ck_legacy_storage(ck_file *f, const uint64_t *keys, size_t count
 TL_FN tl_status ck_legacy_storages(ck_file *f, const pkl_data *list, tl_error *err)
 {
     pkl_data *d = &f->pickle;
-    uint64_t *keys = (uint64_t *)tl_malloc(d->node_count, 2 * sizeof keys[0], err), at = f->place_after;
+    uint64_t *keys = (uint64_t *)tl_malloc(d->node_count, 2 * sizeof keys[0], err);
+    uint64_t at = f->place_after;
     size_t count = 0;
     const pkl_node *names = &list->nodes[list->root];
     tl_status status = keys == NULL ? TL_ERR_MEMORY : TL_OK;
@@ -545,7 +572,8 @@ TL_FN int ck_legacy_little(const pkl_data *info)
 }
 
 /* The pickle at *at of the text; *at moves behind it. */
-TL_FN tl_status ck_legacy_pickle(const ck_file *f, size_t n, size_t *at, pkl_data *data, tl_error *err)
+TL_FN tl_status ck_legacy_pickle(const ck_file *f, size_t n, size_t *at, pkl_data *data,
+                                 tl_error *err)
 {
     tl_status status = pkl_parse(f->text + *at, n - *at, f->file.path, *at, 1, data, err);
     *at += data->length;
@@ -554,7 +582,8 @@ TL_FN tl_status ck_legacy_pickle(const ck_file *f, size_t n, size_t *at, pkl_dat
 
 TL_FN tl_status ck_legacy_open(ck_source *ck, ck_file *f, tl_error *err)
 {
-    size_t n = (size_t)(f->file.size < CK_MAX_PICKLE ? f->file.size : CK_MAX_PICKLE), at = 15, pickle_at;
+    size_t n = (size_t)(f->file.size < CK_MAX_PICKLE ? f->file.size : CK_MAX_PICKLE);
+    size_t at = 15, pickle_at;
     pkl_data version, info, list;
     char *less;
     tl_status status;
@@ -607,7 +636,7 @@ TL_FN tl_status ck_legacy_open(ck_source *ck, ck_file *f, tl_error *err)
     return status == TL_OK ? ck_torch_tensors(ck, f, err) : status;
 }
 
-/* ---- any weight file --------------------------------------------------------------------------------------- */
+/* ---- any weight file ------------------------------------------------------------------------- */
 
 TL_FN int ck_ends(const char *text, const char *end)
 {
@@ -640,22 +669,26 @@ TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
         size_t offset;
         const char *bytes, *found;
     } strangers[] = {
-        {0, "version https://git-lfs", "a Git LFS pointer, allowed: the weights themselves (git lfs pull)"},
+        {0, "version https://git-lfs",
+         "a Git LFS pointer, allowed: the weights themselves (git lfs pull)"},
         {0, "GGUF", "a GGUF file, allowed: safetensors or torch files"},
         {0, "\x89HDF", "an HDF5 file, allowed: safetensors or torch files"},
-        {257, "ustar", "a tar file of an early torch, allowed: a file re-saved with torch 1.6 or later"}};
+        {257, "ustar",
+         "a tar file of an early torch, allowed: a file re-saved with torch 1.6 or later"}};
     unsigned char head[264];
     size_t n = f->file.size < sizeof head ? (size_t)f->file.size : sizeof head;
     tl_quoted q;
     tl_status status = tl_file_read(&f->file, 0, head, n, err);
-    int torch = ck_ends(f->file.path, ".bin") || ck_ends(f->file.path, ".pt") || ck_ends(f->file.path, ".pth");
+    int torch = ck_ends(f->file.path, ".bin") || ck_ends(f->file.path, ".pt") ||
+                ck_ends(f->file.path, ".pth");
     if (status != TL_OK) {
         return status;
     }
     tl_quote(&q, f->file.path, strlen(f->file.path));
     for (size_t i = 0; i < sizeof strangers / sizeof strangers[0]; i++) {
         size_t m = strlen(strangers[i].bytes);
-        if (n >= strangers[i].offset + m && memcmp(head + strangers[i].offset, strangers[i].bytes, m) == 0) {
+        if (n >= strangers[i].offset + m &&
+            memcmp(head + strangers[i].offset, strangers[i].bytes, m) == 0) {
             return tl_fail(err, TL_ERR_UNSUPPORTED, "%s: byte %lu: found %s", q.text,
                            (unsigned long)strangers[i].offset, strangers[i].found);
         }
@@ -665,9 +698,10 @@ TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
     } else if (n >= 15 && memcmp(head, ck_legacy_magic, 15) == 0) {
         f->kind = CK_TORCH_LEGACY;
     } else if (torch) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: byte 0: found no torch file (%llu bytes), allowed: a zip "
-                       "archive or a legacy pickle that torch.save wrote", q.text,
-                       (unsigned long long)f->file.size);
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: byte 0: found no torch file (%llu bytes), allowed: a zip "
+                       "archive or a legacy pickle that torch.save wrote",
+                       q.text, (unsigned long long)f->file.size);
     } else {
         f->kind = CK_SAFETENSORS;
     }
@@ -717,7 +751,8 @@ TL_FN tl_status ck_sort_names(ck_source *ck, tl_error *err)
         return TL_ERR_MEMORY;
     }
     for (size_t i = 0; i < n; i++) {
-        ck->by_name[i] = (uint64_t)tl_hash(ck->tensors[i].name, ck->tensors[i].name_length) << 32 | i;
+        ck->by_name[i] =
+            (uint64_t)tl_hash(ck->tensors[i].name, ck->tensors[i].name_length) << 32 | i;
     }
     tl_sort(ck->by_name, spare, n, ck_name_order, ck->tensors);
     for (size_t i = 1; status == TL_OK && i < n; i++) {
@@ -736,7 +771,7 @@ TL_FN tl_status ck_sort_names(ck_source *ck, tl_error *err)
     return status;
 }
 
-/* ---- shards -------------------------------------------------------------------------------------------------- */
+/* ---- shards ---------------------------------------------------------------------------------- */
 
 TL_FN int ck_shard_order(const void *context, uint32_t a, uint32_t b)
 {
@@ -760,18 +795,19 @@ TL_FN int ck_plain_name(json_text t)
     return 1;
 }
 
-TL_FN tl_status ck_index_fault(const char *path, json_text tensor, const char *found, const char *allowed,
-                               tl_error *err)
+TL_FN tl_status ck_index_fault(const char *path, json_text tensor, const char *found,
+                               const char *allowed, tl_error *err)
 {
     tl_quoted q, t;
     return tl_fail(err, TL_ERR_FORMAT, "%s: weight_map: tensor \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, path, strlen(path)), tl_quote(&t, tensor.ptr, tensor.len), found, allowed);
+                   tl_quote(&q, path, strlen(path)), tl_quote(&t, tensor.ptr, tensor.len), found,
+                   allowed);
 }
 
-/* Opens each shard that the sorted members name. The low half of each key becomes the member, the high half
- * the number of its file. */
-TL_FN tl_status ck_open_shards(ck_source *ck, const json_doc *doc, const char *index_path, uint64_t *keys,
-                               size_t n, tl_error *err)
+/* Opens each shard that the sorted members name. The low half of each key becomes the member, the
+ * high half the number of its file. */
+TL_FN tl_status ck_open_shards(ck_source *ck, const json_doc *doc, const char *index_path,
+                               uint64_t *keys, size_t n, tl_error *err)
 {
     for (size_t i = 0; i < n; i++) {
         json_id member = (json_id)keys[i];
@@ -780,7 +816,8 @@ TL_FN tl_status ck_open_shards(ck_source *ck, const json_doc *doc, const char *i
             char *path;
             tl_status status;
             if (ck->file_count == CK_MAX_SHARDS) {
-                return ck_index_fault(index_path, json_key(doc, member), "more shards", "at most 512", err);
+                return ck_index_fault(index_path, json_key(doc, member), "more shards",
+                                      "at most 512", err);
             }
             path = tl_join(ck->folder, name.ptr, name.len, err);
             status = path == NULL ? TL_ERR_MEMORY : ck_add_file(ck, path, err);
@@ -802,14 +839,16 @@ TL_FN tl_status ck_read_index(ck_source *ck, const json_doc *doc, const char *pa
     tl_status status = TL_OK;
     tl_quoted q, b;
     if (json_kind(doc, map) != JSON_OBJECT || n == 0) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: weight_map: found %s, allowed: an object of tensors and files",
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: weight_map: found %s, allowed: an object of tensors and files",
                        tl_quote(&q, path, strlen(path)), json_brief(&b, doc, map));
     }
     keys = (uint64_t *)tl_malloc(n, 2 * sizeof keys[0], err);
     if (keys == NULL) {
         return TL_ERR_MEMORY;
     }
-    for (json_id m = json_first(doc, map); status == TL_OK && m != JSON_NONE; m = json_next(doc, m)) {
+    for (json_id m = json_first(doc, map); status == TL_OK && m != JSON_NONE;
+         m = json_next(doc, m)) {
         json_text name = json_str(doc, m);
         if (!ck_plain_name(name)) {
             status = ck_index_fault(path, json_key(doc, m), json_brief(&b, doc, m),
@@ -829,7 +868,8 @@ TL_FN tl_status ck_read_index(ck_source *ck, const json_doc *doc, const char *pa
         json_text name = json_key(doc, (json_id)keys[i]);
         const ck_tensor *t = ck_find_n(ck, name.ptr, name.len);
         if (t == NULL || t->file != keys[i] >> 32) {
-            status = ck_index_fault(path, name, t == NULL ? "a shard that lacks it" : "it in another shard",
+            status = ck_index_fault(path, name,
+                                    t == NULL ? "a shard that lacks it" : "it in another shard",
                                     "tensors in the shard that the index names", err);
         }
     }
@@ -848,9 +888,10 @@ TL_FN tl_status ck_open_index(ck_source *ck, const char *path, tl_error *err)
     return status;
 }
 
-/* ---- opening ----------------------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
-/* The first of the names that exists in the folder, as a path to free; NULL if none does (or no memory). */
+/* The first of the names that exists in the folder, as a path to free; NULL if none does (or no
+ * memory). */
 TL_FN char *ck_first(const char *folder, const char *const *names, tl_error *err)
 {
     for (; *names != NULL; names++) {
@@ -884,8 +925,9 @@ TL_FN tl_status ck_open_config(ck_source *ck, tl_error *err)
     tl_quoted q, b;
     ck->config_path = ck_first(ck->folder, names, err);
     if (ck->config_path == NULL) {
-        return err->status == TL_ERR_MEMORY ? TL_ERR_MEMORY
-                                            : ck_missing(ck->folder, "config.json, params.json", err);
+        return err->status == TL_ERR_MEMORY
+                 ? TL_ERR_MEMORY
+                 : ck_missing(ck->folder, "config.json, params.json", err);
     }
     ck->tokenizer_path = ck_first(ck->folder, tokenizers, err);
     if (ck->tokenizer_path == NULL && err->status != TL_OK) {
@@ -908,9 +950,10 @@ TL_FN tl_status ck_open_folder(ck_source *ck, tl_error *err)
     char *path = ck_first(ck->folder, names, err);
     tl_status status;
     if (path == NULL) {
-        return err->status == TL_ERR_MEMORY ? TL_ERR_MEMORY
-             : ck_missing(ck->folder, "model.safetensors, model.safetensors.index.json, "
-                          "consolidated.safetensors, pytorch_model.bin, pytorch_model.bin.index.json", err);
+        static const char list[] = "model.safetensors, model.safetensors.index.json, "
+                                   "consolidated.safetensors, pytorch_model.bin, "
+                                   "pytorch_model.bin.index.json";
+        return err->status == TL_ERR_MEMORY ? TL_ERR_MEMORY : ck_missing(ck->folder, list, err);
     }
     if (ck_ends(path, ".json")) {
         status = ck_open_index(ck, path, err);
@@ -947,7 +990,8 @@ TL_FN tl_status ck_open_any(const char *path, int with_config, ck_source **out, 
         status = with_config ? ck_open_config(ck, err) : TL_OK;
         status = status == TL_OK ? ck_open_folder(ck, err) : status;
     } else {   /* the weights first: a wrong path should be the first complaint */
-        status = ck_ends(path, ".index.json") ? ck_open_index(ck, path, err) : ck_add_file(ck, path, err);
+        status = ck_ends(path, ".index.json") ? ck_open_index(ck, path, err)
+                                              : ck_add_file(ck, path, err);
         if (status == TL_OK && ck->by_name == NULL) {
             status = ck_sort_names(ck, err);
         }
@@ -961,7 +1005,7 @@ TL_FN tl_status ck_open_any(const char *path, int with_config, ck_source **out, 
     return status;
 }
 
-/* Opens a published model: a folder, or a weight file beside its configuration. err must be zeroed. */
+/* Opens a published model: a folder, or weights beside their configuration. err must be zeroed. */
 TL_FN tl_status ck_open(const char *path, ck_source **out, tl_error *err)
 {
     return ck_open_any(path, 1, out, err);

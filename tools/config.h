@@ -1,9 +1,10 @@
 /*  config.h: turns a checkpoint's configuration and tensor shapes into one neutral description.
  *
  *  Reads Mamba-1, FalconMamba and Mamba-2 in the key sets of Hugging Face, mamba_ssm and Mistral's
- *  params.json. Missing keys get the defaults of mamba_ssm; a bias or norm that no key mentions is there if
- *  its tensor is. Each relation between fields and tensor shapes is checked here, so that whoever takes the
- *  description can trust it; what contradicts it is refused by field or tensor, found and allowed.
+ *  params.json. Missing keys get the defaults of mamba_ssm; a bias or norm that no key mentions is
+ *  there if its tensor is. Each relation between fields and tensor shapes is checked here, so that
+ *  whoever takes the description can trust it; what contradicts it is refused by field or tensor,
+ *  found and allowed.
  *
  *      ck_model model;
  *      if (ck_describe(ck, NULL, &model, &err) == TL_OK) {
@@ -16,8 +17,9 @@
 
 #include "checkpoint.h"
 
-#define CK_SUPPORTED "mamba (MambaForCausalLM), falcon_mamba (FalconMambaForCausalLM), mamba2 " \
-                     "(Mamba2ForCausalLM), mamba_ssm files of Mamba1 and Mamba2, Mistral's Codestral-Mamba"
+#define CK_SUPPORTED                                                           \
+    "mamba (MambaForCausalLM), falcon_mamba (FalconMambaForCausalLM), mamba2 " \
+    "(Mamba2ForCausalLM), mamba_ssm files of Mamba1 and Mamba2, Mistral's Codestral-Mamba"
 
 typedef enum {
     CK_ARCH_UNKNOWN, CK_ARCH_MAMBA1, CK_ARCH_FALCON_MAMBA, CK_ARCH_MAMBA2
@@ -27,19 +29,20 @@ typedef enum {
     CK_KEYS_HF, CK_KEYS_MAMBA_SSM, CK_KEYS_MISTRAL
 } ck_keys;
 
-/* The tensors of one layer; NULL where the model has none. Shapes as in the file: (out, in) row-major. */
+/* The tensors of one layer; NULL where the model has none. Shapes as in the file: (out, in),
+ * row-major. */
 typedef struct {
     const ck_tensor *norm;           /* (d_model) */
-    const ck_tensor *in_proj;        /* Mamba-1: (2 d_inner, d_model), rows [x | z]; Mamba-2: (d_in_proj, d_model),
-                                        rows [z0 | x0 | z | x | B | C | dt] */
+    const ck_tensor *in_proj;        /* Mamba-1: (2 d_inner, d_model), rows [x | z];
+                                        Mamba-2: (d_in_proj, d_model), [z0|x0|z|x|B|C|dt] */
     const ck_tensor *in_proj_bias;   /* its rows */
     const ck_tensor *conv;           /* (conv_channels, 1, d_conv) */
     const ck_tensor *conv_bias;      /* (conv_channels) */
-    const ck_tensor *x_proj;         /* Mamba-1: (dt_rank + 2 d_state, d_inner), rows [dt | B | C] */
+    const ck_tensor *x_proj;         /* Mamba-1: (dt_rank + 2 d_state, d_inner), [dt | B | C] */
     const ck_tensor *dt_proj;        /* Mamba-1: (d_inner, dt_rank) */
     const ck_tensor *dt_bias;        /* Mamba-1: dt_proj.bias (d_inner); Mamba-2: (n_heads) */
     const ck_tensor *A_log;          /* Mamba-1: (d_inner, d_state); Mamba-2: (n_heads) */
-    const ck_tensor *D;              /* Mamba-1: (d_inner); Mamba-2: (n_heads), or (d_ssm) if D_has_hdim */
+    const ck_tensor *D;              /* Mamba-1: (d_inner); Mamba-2: (n_heads) or (d_ssm) */
     const ck_tensor *gated_norm;     /* Mamba-2, if rms_gated: (d_ssm) */
     const ck_tensor *out_proj;       /* (d_model, d_inner) */
     const ck_tensor *out_proj_bias;  /* (d_model) */
@@ -64,14 +67,14 @@ typedef struct {
     uint64_t d_mlp;                  /* 0: no MLP blocks; else its stored width */
     double eps;                      /* of the block norms and the gated norm */
     double mixer_rms_eps;            /* FalconMamba: of the norms of dt, B, C */
-    double dt_limit[2];              /* Mamba-2: clamp of dt after softplus; the upper may be infinite */
+    double dt_limit[2];              /* Mamba-2: clamp of dt after softplus; may be infinite */
     int bcdt_rms;                    /* FalconMamba: dt, B, C are normalised, without weights */
     int rms_gated;                   /* Mamba-2: a gated norm before out_proj */
     int norm_before_gate;
     int D_has_hdim;
     int proj_bias, conv_bias;
     int tied;                        /* head == embedding */
-    int64_t bos, eos;                /* -1 where the configuration is silent; the first of several eos */
+    int64_t bos, eos;                /* -1 if not in the configuration; the first of several */
     const ck_tensor *embedding;      /* (padded_vocab, d_model) */
     const ck_tensor *norm_f;         /* (d_model) */
     const ck_tensor *head;           /* (padded_vocab, d_model) */
@@ -87,9 +90,9 @@ TL_FN void ck_model_free(ck_model *m)
     memset(m, 0, sizeof *m);
 }
 
-/* ---- fields ---------------------------------------------------------------------------------------------- */
+/* ---- fields ---------------------------------------------------------------------------------- */
 
-/* A reader of fields. The first error stays in err, so a run of reads is checked once at its end. */
+/* A reader of fields. The first error stays in err: a run of reads is checked once at its end. */
 typedef struct {
     const ck_source *ck;
     const json_doc *doc;
@@ -110,8 +113,8 @@ TL_FN tl_status cfg_fault(const cfg_reader *c, json_id object, const char *key, 
 {
     tl_quoted q;
     return tl_fail(c->err, TL_ERR_FORMAT, "%s: field '%s%s': found %s, allowed: %s",
-                   tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)), cfg_scope(c, object), key,
-                   found, allowed);
+                   tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)),
+                   cfg_scope(c, object), key, found, allowed);
 }
 
 /* The value of a key; null counts as absent, as None does in Python. */
@@ -129,7 +132,8 @@ TL_FN int cfg_has(const cfg_reader *c, json_id object, const char *key)
 #define CFG_REQUIRED UINT64_MAX
 
 /* An exact integer in [1, max] ([0, max] if absent means 0); `absent` if the key is missing. */
-TL_FN uint64_t cfg_u64(const cfg_reader *c, json_id object, const char *key, uint64_t absent, uint64_t max)
+TL_FN uint64_t cfg_u64(const cfg_reader *c, json_id object, const char *key, uint64_t absent,
+                       uint64_t max)
 {
     json_id id = cfg_get(c, object, key);
     uint64_t value = 1, min = absent == 0 ? 0 : 1;
@@ -139,8 +143,8 @@ TL_FN uint64_t cfg_u64(const cfg_reader *c, json_id object, const char *key, uin
         return absent;
     }
     if (!json_u64(c->doc, id, &value) || value < min || value > max) {
-        (void)snprintf(allowed, sizeof allowed, "an integer from %llu to %llu", (unsigned long long)min,
-                       (unsigned long long)max);
+        (void)snprintf(allowed, sizeof allowed, "an integer from %llu to %llu",
+                       (unsigned long long)min, (unsigned long long)max);
         cfg_fault(c, object, key, json_brief(&q, c->doc, id), allowed);
         return 1;
     }
@@ -175,7 +179,8 @@ TL_FN double cfg_eps(const cfg_reader *c, const char *key, double absent)
 }
 
 /* A flag that must have one value here. */
-TL_FN void cfg_must(const cfg_reader *c, json_id object, const char *key, int wanted, const char *allowed)
+TL_FN void cfg_must(const cfg_reader *c, json_id object, const char *key, int wanted,
+                    const char *allowed)
 {
     if (cfg_bool(c, object, key, wanted) != wanted) {
         cfg_fault(c, object, key, wanted ? "false" : "true", allowed);
@@ -204,7 +209,8 @@ TL_FN uint64_t cfg_expand(const cfg_reader *c, json_id object)
     }
     value = (uint64_t)(factor * (double)c->m->d_model);
     if (value == 0) {
-        cfg_fault(c, object, "expand", json_brief(&q, c->doc, id), "a factor that gives at least 1 channel");
+        cfg_fault(c, object, "expand", json_brief(&q, c->doc, id),
+                  "a factor that gives at least 1 channel");
         return 1;
     }
     return value;
@@ -237,7 +243,8 @@ TL_FN void cfg_dt_limit(const cfg_reader *c, json_id object, const char *key)
     }
     if (json_kind(c->doc, id) != JSON_ARRAY || json_count(c->doc, id) != 2) {
         cfg_fault(c, object, key, json_brief(&q, c->doc, id), "[low, high]");
-    } else if (!cfg_limit(c, lo, 0.0, &limit[0]) || !(limit[0] >= 0.0 && limit[0] < json_infinity())) {
+    } else if (!cfg_limit(c, lo, 0.0, &limit[0]) ||
+               !(limit[0] >= 0.0 && limit[0] < json_infinity())) {
         cfg_fault(c, object, key, json_brief(&q, c->doc, lo), "a finite low end of at least 0");
     } else if (!cfg_limit(c, hi, json_infinity(), &limit[1]) || !(limit[1] >= limit[0])) {
         cfg_fault(c, object, key, json_brief(&q, c->doc, hi), "a high end not below the low end");
@@ -254,19 +261,24 @@ TL_FN int64_t cfg_token(const cfg_reader *c, const char *key)
     return json_u64(c->doc, id, &value) && value <= INT32_MAX ? (int64_t)value : -1;
 }
 
-/* ---- which architecture, which keys -------------------------------------------------------------------------- */
+/* ---- which architecture, which keys ---------------------------------------------------------- */
 
 TL_FN ck_arch cfg_arch_named(json_text name)
 {
     static const struct {
         const char *name;
         ck_arch arch;
-    } known[] = {
-        {"mamba", CK_ARCH_MAMBA1}, {"MambaForCausalLM", CK_ARCH_MAMBA1}, {"MambaLMHeadModel", CK_ARCH_MAMBA1},
-        {"mamba1", CK_ARCH_MAMBA1}, {"Mamba1", CK_ARCH_MAMBA1},
-        {"falcon_mamba", CK_ARCH_FALCON_MAMBA}, {"falcon-mamba", CK_ARCH_FALCON_MAMBA},
-        {"FalconMambaForCausalLM", CK_ARCH_FALCON_MAMBA},
-        {"mamba2", CK_ARCH_MAMBA2}, {"Mamba2", CK_ARCH_MAMBA2}, {"Mamba2ForCausalLM", CK_ARCH_MAMBA2}};
+    } known[] = {{"mamba", CK_ARCH_MAMBA1},
+                 {"MambaForCausalLM", CK_ARCH_MAMBA1},
+                 {"MambaLMHeadModel", CK_ARCH_MAMBA1},
+                 {"mamba1", CK_ARCH_MAMBA1},
+                 {"Mamba1", CK_ARCH_MAMBA1},
+                 {"falcon_mamba", CK_ARCH_FALCON_MAMBA},
+                 {"falcon-mamba", CK_ARCH_FALCON_MAMBA},
+                 {"FalconMambaForCausalLM", CK_ARCH_FALCON_MAMBA},
+                 {"mamba2", CK_ARCH_MAMBA2},
+                 {"Mamba2", CK_ARCH_MAMBA2},
+                 {"Mamba2ForCausalLM", CK_ARCH_MAMBA2}};
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (json_is(name, known[i].name)) {
             return known[i].arch;
@@ -309,10 +321,12 @@ TL_FN tl_status cfg_recognise(cfg_reader *c)
     c->m->keys = CK_KEYS_MAMBA_SSM;
     if (!cfg_has(c, c->top, "d_model") || !cfg_has(c, c->top, "n_layer")) {
         return name != JSON_NONE && cfg_arch_named(json_str(c->doc, name)) == CK_ARCH_UNKNOWN
-             ? cfg_unknown(c, key, name)
-             : tl_fail(c->err, TL_ERR_UNSUPPORTED, "%s: found neither hidden_size nor d_model and n_layer, "
-                       "allowed: the configuration of %s",
-                       tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)), CK_SUPPORTED);
+                 ? cfg_unknown(c, key, name)
+                 : tl_fail(c->err, TL_ERR_UNSUPPORTED,
+                           "%s: found neither hidden_size nor d_model and n_layer, "
+                           "allowed: the configuration of %s",
+                           tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)),
+                           CK_SUPPORTED);
     }
     c->ssm = cfg_get(c, c->top, "ssm_cfg");
     if (c->ssm != JSON_NONE && json_kind(c->doc, c->ssm) != JSON_OBJECT) {
@@ -328,7 +342,7 @@ TL_FN tl_status cfg_recognise(cfg_reader *c)
     return c->m->arch == CK_ARCH_UNKNOWN ? cfg_unknown(c, "ssm_cfg.layer", layer) : TL_OK;
 }
 
-/* ---- the three key sets ----------------------------------------------------------------------------------------- */
+/* ---- the three key sets ---------------------------------------------------------------------- */
 
 #define CFG_MAX_WIDTH  ((uint64_t)1 << 20)
 #define CFG_MAX_VOCAB  ((uint64_t)1 << 24)
@@ -362,11 +376,14 @@ TL_FN void cfg_read_hf(cfg_reader *c)
     m->proj_bias = cfg_bool(c, top, "use_bias", -1);
     m->conv_bias = cfg_bool(c, top, "use_conv_bias", -1);
     cfg_activation(c, top, "hidden_act");
-    if (m->arch != CK_ARCH_MAMBA2) {   /* falcon-mamba says expand 16: intermediate_size is the one that holds */
+    /* falcon-mamba says expand 16: intermediate_size is the one that holds */
+    if (m->arch != CK_ARCH_MAMBA2) {
         m->d_inner = cfg_has(c, top, "intermediate_size")
-                   ? cfg_u64(c, top, "intermediate_size", CFG_REQUIRED, CFG_MAX_WIDTH) : cfg_expand(c, top);
+                       ? cfg_u64(c, top, "intermediate_size", CFG_REQUIRED, CFG_MAX_WIDTH)
+                       : cfg_expand(c, top);
         m->dt_rank = cfg_dt_rank(c, top, "time_step_rank");
-        m->mixer_rms_eps = m->arch == CK_ARCH_FALCON_MAMBA ? cfg_eps(c, "mixer_rms_eps", 1e-6) : 0.0;
+        m->mixer_rms_eps =
+            m->arch == CK_ARCH_FALCON_MAMBA ? cfg_eps(c, "mixer_rms_eps", 1e-6) : 0.0;
         return;
     }
     m->d_inner = cfg_expand(c, top);
@@ -376,12 +393,16 @@ TL_FN void cfg_read_hf(cfg_reader *c)
     m->rms_gated = -1;
     m->norm_before_gate = 0;           /* the key exists in Codestral's files and is dead */
     cfg_dt_limit(c, top, "time_step_limit");
-    heads = cfg_has(c, top, "num_heads") ? cfg_u64(c, top, "num_heads", CFG_REQUIRED, CFG_MAX_WIDTH) : 0;
+    heads = 0;
+    if (cfg_has(c, top, "num_heads")) {
+        heads = cfg_u64(c, top, "num_heads", CFG_REQUIRED, CFG_MAX_WIDTH);
+    }
     if (heads != 0 && heads * m->headdim != m->d_inner) {
         char allowed[96];
         (void)snprintf(allowed, sizeof allowed, "expand * hidden_size / head_dim = %llu / %llu",
                        (unsigned long long)m->d_inner, (unsigned long long)m->headdim);
-        cfg_fault(c, top, "num_heads", json_brief(&q, c->doc, cfg_get(c, top, "num_heads")), allowed);
+        cfg_fault(c, top, "num_heads", json_brief(&q, c->doc, cfg_get(c, top, "num_heads")),
+                  allowed);
     }
 }
 
@@ -398,7 +419,8 @@ TL_FN void cfg_read_mamba_ssm(cfg_reader *c)
     m->eps = 1e-5;
     m->tied = cfg_bool(c, top, "tie_embeddings", -1);
     cfg_must(c, top, "rms_norm", 1, "true (LayerNorm models are not supported)");
-    if (json_count(c->doc, attention) != 0 || (attention != JSON_NONE && json_kind(c->doc, attention) != JSON_ARRAY)) {
+    if (json_count(c->doc, attention) != 0 ||
+        (attention != JSON_NONE && json_kind(c->doc, attention) != JSON_ARRAY)) {
         cfg_fault(c, top, "attn_layer_idx", json_brief(&q, c->doc, attention),
                   "[] (attention layers are not supported)");
     }
@@ -453,13 +475,13 @@ TL_FN tl_status cfg_derive(cfg_reader *c)
     tl_quoted q;
     tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path));
     if (m->d_inner > CFG_MAX_WIDTH) {
-        return tl_fail(c->err, TL_ERR_FORMAT, "%s: found a d_inner of %llu, allowed: at most %llu", q.text,
-                       (unsigned long long)m->d_inner, (unsigned long long)CFG_MAX_WIDTH);
+        return tl_fail(c->err, TL_ERR_FORMAT, "%s: found a d_inner of %llu, allowed: at most %llu",
+                       q.text, (unsigned long long)m->d_inner, (unsigned long long)CFG_MAX_WIDTH);
     }
     if (m->n_layer > c->ck->tensor_count) {
-        return tl_fail(c->err, TL_ERR_FORMAT, "%s: found %llu layers, allowed: at most the %lu tensors of the "
-                       "checkpoint", q.text, (unsigned long long)m->n_layer,
-                       (unsigned long)c->ck->tensor_count);
+        return tl_fail(c->err, TL_ERR_FORMAT,
+                       "%s: found %llu layers, allowed: at most the %lu tensors of the checkpoint",
+                       q.text, (unsigned long long)m->n_layer, (unsigned long)c->ck->tensor_count);
     }
     if (m->arch != CK_ARCH_MAMBA2) {
         m->d_ssm = m->n_heads = m->conv_channels = m->d_inner;
@@ -470,24 +492,27 @@ TL_FN tl_status cfg_derive(cfg_reader *c)
         return TL_OK;
     }
     if (m->d_ssm > m->d_inner) {
-        return tl_fail(c->err, TL_ERR_FORMAT, "%s: found a d_ssm of %llu, allowed: at most d_inner = %llu",
-                       q.text, (unsigned long long)m->d_ssm, (unsigned long long)m->d_inner);
+        return tl_fail(c->err, TL_ERR_FORMAT,
+                       "%s: found a d_ssm of %llu, allowed: at most d_inner = %llu", q.text,
+                       (unsigned long long)m->d_ssm, (unsigned long long)m->d_inner);
     }
     if (m->d_ssm % m->headdim != 0) {
-        return tl_fail(c->err, TL_ERR_FORMAT, "%s: found a head width of %llu, allowed: a divisor of d_ssm = "
-                       "%llu", q.text, (unsigned long long)m->headdim, (unsigned long long)m->d_ssm);
+        return tl_fail(c->err, TL_ERR_FORMAT,
+                       "%s: found a head width of %llu, allowed: a divisor of d_ssm = %llu",
+                       q.text, (unsigned long long)m->headdim, (unsigned long long)m->d_ssm);
     }
     m->n_heads = m->d_ssm / m->headdim;
     if (m->n_heads % m->n_groups != 0) {
-        return tl_fail(c->err, TL_ERR_FORMAT, "%s: found %llu groups, allowed: a divisor of the %llu heads",
-                       q.text, (unsigned long long)m->n_groups, (unsigned long long)m->n_heads);
+        return tl_fail(c->err, TL_ERR_FORMAT,
+                       "%s: found %llu groups, allowed: a divisor of the %llu heads", q.text,
+                       (unsigned long long)m->n_groups, (unsigned long long)m->n_heads);
     }
     m->conv_channels = m->d_ssm + 2 * m->n_groups * m->d_state;
     m->d_in_proj = 2 * m->d_inner + 2 * m->n_groups * m->d_state + m->n_heads;
     return TL_OK;
 }
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 TL_FN const ck_tensor *cfg_find(const cfg_reader *c, const char *name)
 {
@@ -498,10 +523,10 @@ TL_FN const ck_tensor *cfg_find(const cfg_reader *c, const char *name)
     return t;
 }
 
-/* The tensor `name` of shape (a), (a, b) or (a, b, k), b and k 0 where absent; `what` says the shape in
- * fields. */
-TL_FN const ck_tensor *cfg_tensor(const cfg_reader *c, const char *name, uint64_t a, uint64_t b, uint64_t k,
-                                  const char *what)
+/* The tensor `name` of shape (a), (a, b) or (a, b, k), b and k 0 where absent; `what` says the
+ * shape in fields. */
+TL_FN const ck_tensor *cfg_tensor(const cfg_reader *c, const char *name, uint64_t a, uint64_t b,
+                                  uint64_t k, const char *what)
 {
     const ck_tensor *t = cfg_find(c, name);
     const uint64_t shape[3] = {a, b, k};
@@ -510,7 +535,8 @@ TL_FN const ck_tensor *cfg_tensor(const cfg_reader *c, const char *name, uint64_
     char allowed[200];
     if (t == NULL) {
         const char *path = c->ck->file_count == 1 ? c->ck->files[0].file.path : c->ck->folder;
-        tl_fail(c->err, TL_ERR_FORMAT, "%s: tensor \"%s\": found none, allowed: one of shape %s = %s",
+        tl_fail(c->err, TL_ERR_FORMAT,
+                "%s: tensor \"%s\": found none, allowed: one of shape %s = %s",
                 tl_quote(&x, path, strlen(path)), name, what, ck_shape_text(&y, rank, shape));
         return NULL;
     }
@@ -519,9 +545,10 @@ TL_FN const ck_tensor *cfg_tensor(const cfg_reader *c, const char *name, uint64_
         same = t->shape[i] == shape[i];
     }
     if (!same) {
-        (void)snprintf(allowed, sizeof allowed, "%s = %s by %s", what, ck_shape_text(&y, rank, shape),
-                       strrchr(c->ck->config_path, '/') != NULL ? strrchr(c->ck->config_path, '/') + 1
-                                                                : c->ck->config_path);
+        (void)snprintf(
+            allowed, sizeof allowed, "%s = %s by %s", what, ck_shape_text(&y, rank, shape),
+            strrchr(c->ck->config_path, '/') != NULL ? strrchr(c->ck->config_path, '/') + 1
+                                                     : c->ck->config_path);
         ck_fault(c->ck, t, ck_shape_text(&x, t->rank, t->shape), allowed, c->err);
         return NULL;
     }
@@ -533,21 +560,23 @@ TL_FN const ck_tensor *cfg_tensor(const cfg_reader *c, const char *name, uint64_
 }
 
 /* A tensor of a layer. */
-TL_FN const ck_tensor *cfg_part(const cfg_reader *c, uint64_t layer, const char *part, uint64_t a, uint64_t b,
-                                uint64_t k, const char *what)
+TL_FN const ck_tensor *cfg_part(const cfg_reader *c, uint64_t layer, const char *part, uint64_t a,
+                                uint64_t b, uint64_t k, const char *what)
 {
     char name[128];
-    (void)snprintf(name, sizeof name, "%slayers.%llu.%s", c->prefix, (unsigned long long)layer, part);
+    (void)snprintf(name, sizeof name, "%slayers.%llu.%s", c->prefix, (unsigned long long)layer,
+                   part);
     return cfg_tensor(c, name, a, b, k, what);
 }
 
 /* A vector that `flag` says is there (1), is not (0) or decides by itself (-1). */
-TL_FN const ck_tensor *cfg_optional(const cfg_reader *c, uint64_t layer, const char *part, uint64_t n, int flag,
-                                    const char *what, const char *field)
+TL_FN const ck_tensor *cfg_optional(const cfg_reader *c, uint64_t layer, const char *part,
+                                    uint64_t n, int flag, const char *what, const char *field)
 {
     char name[128], allowed[160];
     const ck_tensor *t;
-    (void)snprintf(name, sizeof name, "%slayers.%llu.%s", c->prefix, (unsigned long long)layer, part);
+    (void)snprintf(name, sizeof name, "%slayers.%llu.%s", c->prefix, (unsigned long long)layer,
+                   part);
     t = ck_find(c->ck, name);
     if (flag == 0 && t != NULL) {
         (void)snprintf(allowed, sizeof allowed, "none, as '%s' is false", field);
@@ -561,18 +590,21 @@ TL_FN void cfg_layer(const cfg_reader *c, uint64_t i, ck_layer *l)
     const ck_model *m = c->m;
     uint64_t d = m->d_model, inner = m->d_inner;
     int two = m->arch == CK_ARCH_MAMBA2, hf = m->keys == CK_KEYS_HF;
-    const char *bias = hf ? "use_bias" : "ssm_cfg.bias", *conv_bias = hf ? "use_conv_bias" : "ssm_cfg.conv_bias";
+    const char *bias = hf ? "use_bias" : "ssm_cfg.bias",
+               *conv_bias = hf ? "use_conv_bias" : "ssm_cfg.conv_bias";
     l->norm = cfg_part(c, i, "norm.weight", d, 0, 0, "(d_model)");
     l->in_proj = cfg_part(c, i, "mixer.in_proj.weight", m->d_in_proj, d, 0,
-                          two ? "(2 d_inner + 2 n_groups d_state + n_heads, d_model)" : "(2 d_inner, d_model)");
-    l->in_proj_bias = cfg_optional(c, i, "mixer.in_proj.bias", m->d_in_proj, m->proj_bias, "(rows of in_proj)",
-                                   bias);
+                          two ? "(2 d_inner + 2 n_groups d_state + n_heads, d_model)"
+                              : "(2 d_inner, d_model)");
+    l->in_proj_bias = cfg_optional(c, i, "mixer.in_proj.bias", m->d_in_proj, m->proj_bias,
+                                   "(rows of in_proj)", bias);
     l->conv = cfg_part(c, i, "mixer.conv1d.weight", m->conv_channels, 1, m->d_conv,
                        two ? "(d_ssm + 2 n_groups d_state, 1, d_conv)" : "(d_inner, 1, d_conv)");
     l->conv_bias = cfg_optional(c, i, "mixer.conv1d.bias", m->conv_channels, m->conv_bias,
                                 "(channels of conv1d)", conv_bias);
     l->out_proj = cfg_part(c, i, "mixer.out_proj.weight", d, inner, 0, "(d_model, d_inner)");
-    l->out_proj_bias = cfg_optional(c, i, "mixer.out_proj.bias", d, m->proj_bias, "(d_model)", bias);
+    l->out_proj_bias =
+        cfg_optional(c, i, "mixer.out_proj.bias", d, m->proj_bias, "(d_model)", bias);
     if (two) {
         l->dt_bias = cfg_part(c, i, "mixer.dt_bias", m->n_heads, 0, 0, "(n_heads)");
         l->A_log = cfg_part(c, i, "mixer.A_log", m->n_heads, 0, 0, "(n_heads)");
@@ -583,7 +615,8 @@ TL_FN void cfg_layer(const cfg_reader *c, uint64_t i, ck_layer *l)
     } else {
         l->x_proj = cfg_part(c, i, "mixer.x_proj.weight", m->dt_rank + 2 * m->d_state, inner, 0,
                              "(dt_rank + 2 d_state, d_inner)");
-        l->dt_proj = cfg_part(c, i, "mixer.dt_proj.weight", inner, m->dt_rank, 0, "(d_inner, dt_rank)");
+        l->dt_proj =
+            cfg_part(c, i, "mixer.dt_proj.weight", inner, m->dt_rank, 0, "(d_inner, dt_rank)");
         l->dt_bias = cfg_part(c, i, "mixer.dt_proj.bias", inner, 0, 0, "(d_inner)");
         l->A_log = cfg_part(c, i, "mixer.A_log", inner, m->d_state, 0, "(d_inner, d_state)");
         l->D = cfg_part(c, i, "mixer.D", inner, 0, 0, "(d_inner)");
@@ -606,7 +639,8 @@ TL_FN void cfg_ends(cfg_reader *c)
         {"model.backbone.embeddings.weight", "model.backbone."}};
     ck_model *m = c->m;
     const ck_tensor *head;
-    const char *name = embeddings[m->keys == CK_KEYS_HF ? 0 : m->keys == CK_KEYS_MAMBA_SSM ? 1 : 2][0];
+    int usual = m->keys == CK_KEYS_HF ? 0 : m->keys == CK_KEYS_MAMBA_SSM ? 1 : 2;
+    const char *name = embeddings[usual][0];
     char text[64];
     c->prefix = "backbone.";
     for (size_t i = 0; i < sizeof embeddings / sizeof embeddings[0]; i++) {
@@ -616,7 +650,8 @@ TL_FN void cfg_ends(cfg_reader *c)
             break;
         }
     }
-    m->embedding = cfg_tensor(c, name, m->padded_vocab, m->d_model, 0, "(padded vocab_size, d_model)");
+    m->embedding =
+        cfg_tensor(c, name, m->padded_vocab, m->d_model, 0, "(padded vocab_size, d_model)");
     (void)snprintf(text, sizeof text, "%snorm_f.weight", c->prefix);
     m->norm_f = cfg_tensor(c, text, m->d_model, 0, 0, "(d_model)");
     (void)snprintf(text, sizeof text, "%slm_head.weight", c->prefix[0] == 'm' ? "model." : "");
@@ -624,8 +659,10 @@ TL_FN void cfg_ends(cfg_reader *c)
     if (m->tied == -1) {   /* no key: a separate head is a head */
         m->tied = head == NULL || (m->embedding != NULL && ck_same(head, m->embedding));
     }
-    m->head = !m->tied || head != NULL
-            ? cfg_tensor(c, text, m->padded_vocab, m->d_model, 0, "(padded vocab_size, d_model)") : NULL;
+    if (!m->tied || head != NULL) {
+        m->head =
+            cfg_tensor(c, text, m->padded_vocab, m->d_model, 0, "(padded vocab_size, d_model)");
+    }
     if (m->tied) {
         m->head = m->embedding;
     }
@@ -643,22 +680,24 @@ TL_FN void cfg_settle(const cfg_reader *c)
             (l->out_proj_bias == NULL) != (first->out_proj_bias == NULL) ||
             (l->conv_bias == NULL) != (first->conv_bias == NULL) ||
             (l->gated_norm == NULL) != (first->gated_norm == NULL)) {
-            tl_fail(c->err, TL_ERR_FORMAT, "%s: layer %llu: found other biases or norms than in layer 0, "
-                    "allowed: the same in all layers", tl_quote(&q, c->ck->folder, strlen(c->ck->folder)),
-                    (unsigned long long)i);
+            tl_fail(c->err, TL_ERR_FORMAT,
+                    "%s: layer %llu: found other biases or norms than in layer 0, "
+                    "allowed: the same in all layers",
+                    tl_quote(&q, c->ck->folder, strlen(c->ck->folder)), (unsigned long long)i);
         }
     }
     m->proj_bias = first->in_proj_bias != NULL;
     if (m->proj_bias != (first->out_proj_bias != NULL)) {
-        tl_fail(c->err, TL_ERR_FORMAT, "%s: found a bias at one of in_proj and out_proj, allowed: both or none",
+        tl_fail(c->err, TL_ERR_FORMAT,
+                "%s: found a bias at one of in_proj and out_proj, allowed: both or none",
                 tl_quote(&q, c->ck->folder, strlen(c->ck->folder)));
     }
     m->conv_bias = first->conv_bias != NULL;
     m->rms_gated = first->gated_norm != NULL;
 }
 
-/* Counts what the model does not use. Inside the layers that is an error: such a tensor would take part in
- * the computation that the file was made for. */
+/* Counts what the model does not use. Inside the layers that is an error: such a tensor would take
+ * part in the computation that the file was made for. */
 TL_FN void cfg_unused(const cfg_reader *c)
 {
     ck_model *m = c->m;
@@ -673,9 +712,11 @@ TL_FN void cfg_unused(const cfg_reader *c)
         m->unused_count++;
         m->unused = t;
         if (t->name_length >= n && memcmp(t->name, layers, n) == 0) {
-            (void)snprintf(allowed, sizeof allowed, "the tensors of the %llu layers that it describes",
+            (void)snprintf(allowed, sizeof allowed,
+                           "the tensors of the %llu layers that it describes",
                            (unsigned long long)m->n_layer);
-            ck_fault(c->ck, t, "a part of a layer that the configuration does not describe", allowed, c->err);
+            ck_fault(c->ck, t, "a part of a layer that the configuration does not describe",
+                     allowed, c->err);
         }
     }
 }
@@ -696,8 +737,9 @@ TL_FN tl_status cfg_tensors(cfg_reader *c)
     return c->err->status;
 }
 
-/* Describes an opened checkpoint. `arch` forces the architecture ("mamba", "falcon-mamba", "mamba2"; NULL:
- * what the file says): some early copies of falcon-mamba call themselves mamba, and no tensor tells. */
+/* Describes an opened checkpoint. `arch` forces the architecture ("mamba", "falcon-mamba",
+ * "mamba2"; NULL: what the file says): some early copies of falcon-mamba call themselves mamba, and
+ * no tensor tells. */
 TL_FN tl_status ck_describe(const ck_source *ck, const char *arch, ck_model *m, tl_error *err)
 {
     cfg_reader c;
@@ -713,7 +755,8 @@ TL_FN tl_status ck_describe(const ck_source *ck, const char *arch, ck_model *m, 
     if (err->status == TL_OK && arch != NULL) {
         m->arch = cfg_arch_named(name);
         if (m->arch == CK_ARCH_UNKNOWN) {
-            tl_fail(err, TL_ERR_USAGE, "architecture: found '%.40s', allowed: mamba, falcon-mamba, mamba2", arch);
+            tl_fail(err, TL_ERR_USAGE,
+                    "architecture: found '%.40s', allowed: mamba, falcon-mamba, mamba2", arch);
         }
     }
     if (err->status == TL_OK) {
@@ -738,8 +781,8 @@ TL_FN tl_status ck_describe(const ck_source *ck, const char *arch, ck_model *m, 
         cfg_tensors(&c);
     }
     if (m->arch == CK_ARCH_MAMBA1 && arch == NULL && m->d_model == 4096 && m->vocab_size == 65024) {
-        m->warning = "these are the sizes of FalconMamba, and early copies of it call themselves mamba; if it "
-                     "is one, give the architecture falcon-mamba";
+        m->warning = "these are the sizes of FalconMamba, and early copies of it call themselves "
+                     "mamba; if it is one, give the architecture falcon-mamba";
     }
     tl_free(c.used);
     if (err->status != TL_OK) {

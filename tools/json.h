@@ -1,10 +1,10 @@
 /*  json.h: a strict JSON reader into one flat array of nodes.
  *
- *  RFC 8259 without leniency: UTF-8 only and checked, no byte order mark, no duplicate keys, no lone
- *  surrogates, no raw control characters, nothing behind the value, at most 128 levels. No recursion, no
- *  locale, no libc number parsing. Text up to 2 GiB; 16 bytes per value or key; O(n log n) in the worst
- *  case, linear otherwise. JSON_NONFINITE also accepts the bare words NaN, Infinity and -Infinity, which
- *  the config files of published models contain.
+ *  RFC 8259 without leniency: UTF-8 only and checked, no byte order mark, no duplicate keys, no
+ *  lone surrogates, no raw control characters, nothing behind the value, at most 128 levels. No
+ *  recursion, no locale, no libc number parsing. Text up to 2 GiB; 16 bytes per value or key; O(n
+ *  log n) in the worst case, linear otherwise. JSON_NONFINITE also accepts the bare words NaN,
+ *  Infinity and -Infinity, which the config files of published models contain.
  *
  *      json_doc doc;
  *      if (json_read("config.json", 16 << 20, JSON_NONFINITE, &doc, &err) == TL_OK) {
@@ -36,7 +36,7 @@ typedef enum {
     JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT, JSON_KEY
 } json_type;
 
-typedef uint32_t json_id;            /* index of a value; members are named by their value, not their key */
+typedef uint32_t json_id;            /* index of a value; a member goes by its value, not its key */
 
 typedef struct {
     const char *ptr;                 /* NULL where the value is no string */
@@ -52,7 +52,7 @@ typedef struct {
 
 typedef struct {
     char *text;
-    json_node *nodes;                /* a container is followed by its content; a value by its key */
+    json_node *nodes;                /* content follows its container, a value follows its key */
     size_t count, capacity;
     char *owned;                     /* the text, where json_read made it */
 } json_doc;
@@ -64,7 +64,7 @@ TL_FN void json_free(json_doc *doc)
     memset(doc, 0, sizeof *doc);
 }
 
-/* ---- looking at a document --------------------------------------------------------------------------- */
+/* ---- looking at a document ------------------------------------------------------------------- */
 
 TL_FN json_type json_kind(const json_doc *doc, json_id id)
 {
@@ -124,8 +124,8 @@ TL_FN int json_str_is(const json_doc *doc, json_id id, const char *word)
     return json_is(json_str(doc, id), word);
 }
 
-/* The member of an object, JSON_NONE if there is none (or `id` is no object). Looks at the members in turn:
- * walk large objects with json_first and json_next instead. */
+/* The member of an object, JSON_NONE if there is none (or `id` is no object). Looks at the members
+ * in turn: walk large objects with json_first and json_next instead. */
 TL_FN json_id json_get(const json_doc *doc, json_id id, const char *key)
 {
     if (json_kind(doc, id) != JSON_OBJECT) {
@@ -139,8 +139,8 @@ TL_FN json_id json_get(const json_doc *doc, json_id id, const char *key)
     return JSON_NONE;
 }
 
-/* Exact: only digits without sign, point, exponent or leading zero, up to 2^64 - 1. 768.0, 1e3, "768", -0
- * are no integers. */
+/* Exact: only digits without sign, point, exponent or leading zero, up to 2^64 - 1. 768.0, 1e3,
+ * "768", -0 are no integers. */
 TL_FN int json_u64(const json_doc *doc, json_id id, uint64_t *value)
 {
     const char *p;
@@ -182,7 +182,8 @@ TL_FN const char *json_brief(tl_quoted *out, const json_doc *doc, json_id id)
     case JSON_STRING:
         t = json_str(doc, id);
         tl_quote(&inner, t.ptr, t.len < 60 ? t.len : 60);
-        (void)snprintf(out->text, sizeof out->text, "\"%.100s\"%s", inner.text, t.len < 60 ? "" : "...");
+        (void)snprintf(out->text, sizeof out->text, "\"%.100s\"%s", inner.text,
+                       t.len < 60 ? "" : "...");
         return out->text;
     case JSON_ARRAY:
     case JSON_OBJECT:
@@ -195,7 +196,7 @@ TL_FN const char *json_brief(tl_quoted *out, const json_doc *doc, json_id id)
     }
 }
 
-/* ---- decimal to double, correctly rounded, without locale --------------------------------------------- */
+/* ---- decimal to double, correctly rounded, without locale ------------------------------------ */
 
 #define JSON_BIG 64                  /* 2048 bits: 40 digits times 10^400 with room */
 
@@ -257,8 +258,8 @@ TL_FN void json_big_shift(json_big *b, int bits)   /* left */
     }
 }
 
-/* The double nearest to n / d (ties to even); both positive. Binary long division, 60 digits and a sticky
- * bit. Returns 0 on overflow. */
+/* The double nearest to n / d (ties to even); both positive. Binary long division, 60 digits and a
+ * sticky bit. Returns 0 on overflow. */
 TL_FN int json_ratio(json_big *n, json_big *d, double *value)
 {
     int shift = json_big_bits(n) - json_big_bits(d), exponent, drop;
@@ -299,7 +300,8 @@ TL_FN int json_ratio(json_big *n, json_big *d, double *value)
         bits++;
     }
     if (exponent > 0) {
-        bits += (uint64_t)(exponent - 1) << 52;   /* the leading one adds the last unit of the exponent */
+        /* the leading one adds the last unit of the exponent */
+        bits += (uint64_t)(exponent - 1) << 52;
     }
     if (exponent >= 2047 || bits >= (uint64_t)2047 << 52) {
         return 0;
@@ -342,8 +344,8 @@ TL_FN double json_infinity(void)
     return value;
 }
 
-/* Any number; correctly rounded up to 40 significant digits (more are cut). Overflow is refused. NaN and
- * infinities come out where the reader accepted the words. */
+/* Any number; correctly rounded up to 40 significant digits (more are cut). Overflow is refused.
+ * NaN and infinities come out where the reader accepted the words. */
 TL_FN int json_f64(const json_doc *doc, json_id id, double *value)
 {
     const char *p, *end;
@@ -397,7 +399,7 @@ TL_FN int json_f64(const json_doc *doc, json_id id, double *value)
     return 1;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------ */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 typedef struct {
     json_doc *doc;
@@ -415,8 +417,9 @@ TL_FN tl_status json_expect(json_reader *r, size_t at, const char *allowed)
     tl_quoted q, name;
     tl_quote(&name, r->name, strlen(r->name));
     if (at >= r->end) {
-        return tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %llu: found the end of the text, allowed: %s",
-                       name.text, (unsigned long long)(r->base + r->end), allowed);
+        return tl_fail(r->err, TL_ERR_FORMAT,
+                       "%s: byte %llu: found the end of the text, allowed: %s", name.text,
+                       (unsigned long long)(r->base + r->end), allowed);
     }
     return tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %llu: found '%s', allowed: %s", name.text,
                    (unsigned long long)(r->base + at), tl_quote(&q, r->doc->text + at, 1), allowed);
@@ -449,10 +452,16 @@ TL_FN tl_status json_push(json_reader *r, json_type type, size_t offset, size_t 
     return TL_OK;
 }
 
-/* Bytes of the UTF-8 sequence at p, 0 if it is none (overlong, surrogate, above U+10FFFF, cut short). */
+/* Bytes of the UTF-8 sequence at p, 0 if it is none (overlong, surrogate, above U+10FFFF, cut
+ * short). */
 TL_FN size_t json_utf8(const unsigned char *p, size_t n)
 {
-    size_t length = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
+    size_t length = p[0] < 0x80 ? 1
+                  : p[0] < 0xc2 ? 0
+                  : p[0] < 0xe0 ? 2
+                  : p[0] < 0xf0 ? 3
+                  : p[0] < 0xf5 ? 4
+                                : 0;
     if (length == 0 || length > n) {
         return 0;
     }
@@ -461,8 +470,8 @@ TL_FN size_t json_utf8(const unsigned char *p, size_t n)
             return 0;
         }
     }
-    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf0 && p[1] < 0x90) ||
-        (p[0] == 0xf4 && p[1] > 0x8f)) {
+    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+        (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f)) {
         return 0;
     }
     return length;
@@ -643,7 +652,7 @@ TL_FN int json_key_order(const void *context, uint32_t a, uint32_t b)
                       doc->text + doc->nodes[b].offset, doc->nodes[b].length);
 }
 
-/* Refuses an object with two equal keys. Small objects by comparing all pairs, others by sorting. */
+/* Refuses an object with two equal keys, by sorting. */
 TL_FN tl_status json_check_keys(json_reader *r, json_id object)
 {
     json_doc *doc = r->doc;
@@ -668,7 +677,8 @@ TL_FN tl_status json_check_keys(json_reader *r, json_id object)
     for (k = 1; k < n; k++) {
         uint32_t a = (uint32_t)keys[k - 1], b = (uint32_t)keys[k];
         if (keys[k - 1] >> 32 == keys[k] >> 32 && json_key_order(doc, a, b) == 0) {
-            status = tl_fail(r->err, TL_ERR_FORMAT, "%s: byte %llu: found key \"%s\" twice, allowed: once",
+            status = tl_fail(r->err, TL_ERR_FORMAT,
+                             "%s: byte %llu: found key \"%s\" twice, allowed: once",
                              tl_quote(&name, r->name, strlen(r->name)),
                              (unsigned long long)(r->base + doc->nodes[b].offset),
                              tl_quote(&q, doc->text + doc->nodes[b].offset, doc->nodes[b].length));
@@ -799,8 +809,8 @@ TL_FN tl_status json_advance(json_reader *r, int fresh)
     }
 }
 
-/* Reads n bytes of text. `name` and `base` (where the text begins in its file) are for messages only. On
- * failure *doc is empty; json_free is harmless. */
+/* Reads n bytes of text. `name` and `base` (where the text begins in its file) are for messages
+ * only. On failure *doc is empty; json_free is harmless. */
 TL_FN tl_status json_parse_at(char *text, size_t n, const char *name, uint64_t base, unsigned flags,
                               json_doc *doc, tl_error *err)
 {
@@ -817,7 +827,8 @@ TL_FN tl_status json_parse_at(char *text, size_t n, const char *name, uint64_t b
     r.err = err;
     if (n > JSON_MAX_BYTES) {
         tl_quoted q;
-        return tl_fail(err, TL_ERR_UNSUPPORTED, "%s: found %llu bytes of JSON, allowed: at most %lu",
+        return tl_fail(err, TL_ERR_UNSUPPORTED,
+                       "%s: found %llu bytes of JSON, allowed: at most %lu",
                        tl_quote(&q, name, strlen(name)), (unsigned long long)n,
                        (unsigned long)JSON_MAX_BYTES);
     }
@@ -843,7 +854,8 @@ TL_FN tl_status json_parse(char *text, size_t n, const char *name, unsigned flag
 }
 
 /* Reads a file of at most `limit` bytes; the document owns the text. */
-TL_FN tl_status json_read(const char *path, uint64_t limit, unsigned flags, json_doc *doc, tl_error *err)
+TL_FN tl_status json_read(const char *path, uint64_t limit, unsigned flags, json_doc *doc,
+                          tl_error *err)
 {
     char *text;
     size_t n;

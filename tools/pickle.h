@@ -1,12 +1,14 @@
-/*  pickle.h: reads the pickle of a PyTorch state dict into inert nodes. Nothing in it is ever executed.
+/*  pickle.h: reads the pickle of a PyTorch state dict into inert nodes. Nothing in it is ever
+ *  executed.
  *
  *  An allow-list of opcodes (protocol 2 to 5, binary forms only) and of names: torch._utils
- *  _rebuild_tensor_v2 and _rebuild_parameter, collections OrderedDict, the storage classes of torch. Every
- *  other opcode or name is refused with its offset: such a file wants to run code. REDUCE, BUILD and
- *  BINPERSID are accepted only in the exact shapes that torch.save writes.
+ *  _rebuild_tensor_v2 and _rebuild_parameter, collections OrderedDict, the storage classes of
+ *  torch. Every other opcode or name is refused with its offset: such a file wants to run code.
+ *  REDUCE, BUILD and BINPERSID are accepted only in the exact shapes that torch.save writes.
  *
- *  Values are nodes in one array, shared by index (a memo bomb costs nothing), so neither reading nor
- *  freeing is recursive. Every node and cell answers to a byte of the pickle, so memory is bounded by it.
+ *  Values are nodes in one array, shared by index (a memo bomb costs nothing), so neither reading
+ *  nor freeing is recursive. Every node and cell answers to a byte of the pickle, so memory is
+ *  bounded by it.
  */
 #ifndef TL_PICKLE_H
 #define TL_PICKLE_H
@@ -30,10 +32,10 @@ typedef struct {
     uint32_t type;
     uint32_t first;   /* tuple, list, dict: first cell; storage: its key; tensor: its storage */
     uint32_t last;    /* tuple, list, dict: last cell; tensor: node of its shape */
-    uint32_t count;   /* string: bytes; tuple, list: items; dict: keys; tensor: node of its strides */
-    int64_t value;    /* integer; string: offset; global, storage: pkl_global; tensor: storage offset */
+    uint32_t count;   /* string: bytes; tuple, list: items; dict: keys; tensor: its strides */
+    int64_t value;    /* integer; string: offset; global, storage: pkl_global; tensor: its offset */
     int64_t extra;    /* storage: number of elements */
-    uint64_t place;   /* storage: offset of its bytes in the file, for the caller to set; 0: not yet */
+    uint64_t place;   /* storage: offset of its bytes in the file; the caller sets it, 0: not yet */
 } pkl_node;
 
 typedef struct {
@@ -46,18 +48,25 @@ typedef struct {
     uint32_t root;
     pkl_node *nodes;
     size_t node_count, node_capacity;
-    pkl_cell *cells;             /* the contents of tuples, lists and dicts (key, value, key, ...) */
+    pkl_cell *cells;             /* what tuples, lists and dicts (key, value, key, ...) hold */
     size_t cell_count, cell_capacity;
 } pkl_data;
 
 static const struct {
     const char *module, *name;
-} pkl_globals[] = {
-    {"collections", "OrderedDict"}, {"torch._utils", "_rebuild_tensor_v2"},
-    {"torch._utils", "_rebuild_parameter"},
-    {"torch", "FloatStorage"}, {"torch", "HalfStorage"}, {"torch", "BFloat16Storage"},
-    {"torch", "DoubleStorage"}, {"torch", "LongStorage"}, {"torch", "IntStorage"},
-    {"torch", "ShortStorage"}, {"torch", "CharStorage"}, {"torch", "ByteStorage"}, {"torch", "BoolStorage"}};
+} pkl_globals[] = {{"collections", "OrderedDict"},
+                   {"torch._utils", "_rebuild_tensor_v2"},
+                   {"torch._utils", "_rebuild_parameter"},
+                   {"torch", "FloatStorage"},
+                   {"torch", "HalfStorage"},
+                   {"torch", "BFloat16Storage"},
+                   {"torch", "DoubleStorage"},
+                   {"torch", "LongStorage"},
+                   {"torch", "IntStorage"},
+                   {"torch", "ShortStorage"},
+                   {"torch", "CharStorage"},
+                   {"torch", "ByteStorage"},
+                   {"torch", "BoolStorage"}};
 
 typedef struct {
     pkl_data *out;
@@ -86,8 +95,8 @@ TL_FN tl_status pkl_fault(pkl_reader *r, tl_status status, const char *found, co
 {
     tl_quoted q;
     return tl_fail(r->err, status, "%s: byte %llu: pickle: found %s, allowed: %s",
-                   tl_quote(&q, r->name, strlen(r->name)), (unsigned long long)(r->base + r->op_at), found,
-                   allowed);
+                   tl_quote(&q, r->name, strlen(r->name)), (unsigned long long)(r->base + r->op_at),
+                   found, allowed);
 }
 
 TL_FN tl_status pkl_bad(pkl_reader *r, const char *found, const char *allowed)
@@ -95,7 +104,7 @@ TL_FN tl_status pkl_bad(pkl_reader *r, const char *found, const char *allowed)
     return pkl_fault(r, TL_ERR_FORMAT, found, allowed);
 }
 
-/* ---- nodes, cells, stack, memo ------------------------------------------------------------------------ */
+/* ---- nodes, cells, stack, memo --------------------------------------------------------------- */
 
 TL_FN tl_status pkl_push(pkl_reader *r, uint32_t node)
 {
@@ -194,7 +203,7 @@ TL_FN tl_status pkl_get(pkl_reader *r, uint64_t index)
     return pkl_push(r, r->memo[index]);
 }
 
-/* ---- operands ----------------------------------------------------------------------------------------- */
+/* ---- operands -------------------------------------------------------------------------------- */
 
 /* n little-endian bytes as a number. */
 TL_FN int pkl_number(pkl_reader *r, size_t n, uint64_t *value)
@@ -271,21 +280,23 @@ TL_FN tl_status pkl_string(pkl_reader *r, size_t width)
 }
 
 /* The name `module name`: in the list, or refused. */
-TL_FN tl_status pkl_global_named(pkl_reader *r, const char *module, size_t module_length, const char *name,
-                                 size_t name_length)
+TL_FN tl_status pkl_global_named(pkl_reader *r, const char *module, size_t module_length,
+                                 const char *name, size_t name_length)
 {
     tl_quoted m, n;
     char found[300];
     for (size_t i = 0; i < sizeof pkl_globals / sizeof pkl_globals[0]; i++) {
-        if (tl_compare(module, module_length, pkl_globals[i].module, strlen(pkl_globals[i].module)) == 0 &&
+        if (tl_compare(module, module_length, pkl_globals[i].module,
+                       strlen(pkl_globals[i].module)) == 0 &&
             tl_compare(name, name_length, pkl_globals[i].name, strlen(pkl_globals[i].name)) == 0) {
             return pkl_int(r, PKL_GLOBAL, (int64_t)i);
         }
     }
     (void)snprintf(found, sizeof found, "the name '%s %s'", tl_quote(&m, module, module_length),
                    tl_quote(&n, name, name_length));
-    return pkl_fault(r, TL_ERR_UNSUPPORTED, found,
-                     "tensors, OrderedDict and storages of torch (the file would run code; nothing was run)");
+    return pkl_fault(
+        r, TL_ERR_UNSUPPORTED, found,
+        "tensors, OrderedDict and storages of torch (the file would run code; nothing was run)");
 }
 
 /* GLOBAL: two lines. */
@@ -301,7 +312,8 @@ TL_FN tl_status pkl_global_op(pkl_reader *r)
         length[i] = (size_t)((const unsigned char *)newline - (r->text + r->at));
         r->at += length[i] + 1;
     }
-    return pkl_global_named(r, r->out->text + start[0], length[0], r->out->text + start[1], length[1]);
+    return pkl_global_named(r, r->out->text + start[0], length[0], r->out->text + start[1],
+                            length[1]);
 }
 
 TL_FN tl_status pkl_stack_global(pkl_reader *r)
@@ -319,7 +331,7 @@ TL_FN tl_status pkl_stack_global(pkl_reader *r)
     return pkl_global_named(r, r->out->text + m.value, m.count, r->out->text + n.value, n.count);
 }
 
-/* ---- containers ---------------------------------------------------------------------------------------- */
+/* ---- containers ------------------------------------------------------------------------------ */
 
 /* The top n values become a tuple. */
 TL_FN tl_status pkl_tuple(pkl_reader *r, size_t n)
@@ -389,7 +401,7 @@ TL_FN tl_status pkl_mark(pkl_reader *r)
     return TL_OK;
 }
 
-/* ---- the shapes that torch.save writes ------------------------------------------------------------------ */
+/* ---- the shapes that torch.save writes ------------------------------------------------------- */
 
 /* The nodes of a tuple of at most 7. Returns their number, -1 if it is no such tuple. */
 TL_FN int pkl_items(const pkl_data *d, uint32_t tuple, uint32_t items[7])
@@ -437,11 +449,12 @@ TL_FN tl_status pkl_storage(pkl_reader *r)
     int n = pkl_has(r, 1) ? pkl_items(d, r->stack[r->depth - 1], a) : -1, want = r->legacy ? 6 : 5;
     word = n >= want ? &d->nodes[a[0]] : NULL;
     if (n != want || word->type != PKL_STRING ||
-        tl_compare(d->text + word->value, word->count, "storage", 7) != 0 || !pkl_is(d, a[1], PKL_GLOBAL) ||
-        d->nodes[a[1]].value < PKL_STORAGES || !pkl_is(d, a[2], PKL_STRING) ||
-        !pkl_is(d, a[3], PKL_STRING) || !pkl_is(d, a[4], PKL_INT) || d->nodes[a[4]].value < 0 ||
-        (n == 6 && !pkl_is(d, a[5], PKL_NONE))) {
-        return pkl_bad(r, "another persistent id", "('storage', class, key, location, number of elements)");
+        tl_compare(d->text + word->value, word->count, "storage", 7) != 0 ||
+        !pkl_is(d, a[1], PKL_GLOBAL) || d->nodes[a[1]].value < PKL_STORAGES ||
+        !pkl_is(d, a[2], PKL_STRING) || !pkl_is(d, a[3], PKL_STRING) || !pkl_is(d, a[4], PKL_INT) ||
+        d->nodes[a[4]].value < 0 || (n == 6 && !pkl_is(d, a[5], PKL_NONE))) {
+        return pkl_bad(r, "another persistent id",
+                       "('storage', class, key, location, number of elements)");
     }
     r->depth--;
     status = pkl_new(r, PKL_STORAGE, &node);
@@ -459,9 +472,11 @@ TL_FN tl_status pkl_rebuild_tensor(pkl_reader *r, const uint32_t *a, int n)
     pkl_node *node;
     tl_status status;
     if (n < 6 || n > 7 || !pkl_is(d, a[0], PKL_STORAGE) || !pkl_is(d, a[1], PKL_INT) ||
-        d->nodes[a[1]].value < 0 || !pkl_sizes(d, a[2]) || !pkl_sizes(d, a[3]) || !pkl_is(d, a[4], PKL_BOOL) ||
-        d->nodes[a[2]].count != d->nodes[a[3]].count || !pkl_is(d, a[5], PKL_DICT) ||
-        (n == 7 && !pkl_is(d, a[6], PKL_NONE) && !(pkl_is(d, a[6], PKL_DICT) && d->nodes[a[6]].count == 0))) {
+        d->nodes[a[1]].value < 0 || !pkl_sizes(d, a[2]) || !pkl_sizes(d, a[3]) ||
+        !pkl_is(d, a[4], PKL_BOOL) || d->nodes[a[2]].count != d->nodes[a[3]].count ||
+        !pkl_is(d, a[5], PKL_DICT) ||
+        (n == 7 && !pkl_is(d, a[6], PKL_NONE) &&
+         !(pkl_is(d, a[6], PKL_DICT) && d->nodes[a[6]].count == 0))) {
         return pkl_bad(r, "other arguments of _rebuild_tensor_v2",
                        "(storage, offset, shape, strides, requires_grad, hooks)");
     }
@@ -493,14 +508,17 @@ TL_FN tl_status pkl_reduce(pkl_reader *r)
     case PKL_REBUILD_TENSOR:
         return pkl_rebuild_tensor(r, a, n);
     case PKL_REBUILD_PARAMETER:
-        if (n != 3 || !pkl_is(d, a[0], PKL_TENSOR) || !pkl_is(d, a[1], PKL_BOOL) || !pkl_is(d, a[2], PKL_DICT)) {
-            return pkl_bad(r, "other arguments of _rebuild_parameter", "(tensor, requires_grad, hooks)");
+        if (n != 3 || !pkl_is(d, a[0], PKL_TENSOR) || !pkl_is(d, a[1], PKL_BOOL) ||
+            !pkl_is(d, a[2], PKL_DICT)) {
+            return pkl_bad(r, "other arguments of _rebuild_parameter",
+                           "(tensor, requires_grad, hooks)");
         }
         r->depth -= 2;
         return pkl_push(r, a[0]);
     case PKL_ORDERED_DICT:
         if (n != 0) {
-            return pkl_bad(r, "OrderedDict with arguments", "an empty one that is filled afterwards");
+            return pkl_bad(r, "OrderedDict with arguments",
+                           "an empty one that is filled afterwards");
         }
         r->depth -= 2;
         return pkl_new(r, PKL_DICT, &node);
@@ -522,20 +540,44 @@ TL_FN tl_status pkl_build(pkl_reader *r)
     return TL_OK;
 }
 
-/* ---- the machine ----------------------------------------------------------------------------------------- */
+/* ---- the machine ----------------------------------------------------------------------------- */
 
 TL_FN tl_status pkl_refuse(pkl_reader *r, unsigned op)
 {
     static const struct {
         unsigned char op;
         const char *name;
-    } names[] = {
-        {'0', "POP"}, {'1', "POP_MARK"}, {'2', "DUP"}, {'F', "FLOAT"}, {'I', "INT"}, {'L', "LONG"},
-        {'P', "PERSID"}, {'S', "STRING"}, {'T', "BINSTRING"}, {'U', "SHORT_BINSTRING"}, {'V', "UNICODE"},
-        {'B', "BINBYTES"}, {'C', "SHORT_BINBYTES"}, {'d', "DICT"}, {'l', "LIST"}, {'g', "GET"}, {'p', "PUT"},
-        {'i', "INST"}, {'o', "OBJ"}, {0x81, "NEWOBJ"}, {0x82, "EXT1"}, {0x83, "EXT2"}, {0x84, "EXT4"},
-        {0x8e, "BINBYTES8"}, {0x8f, "EMPTY_SET"}, {0x90, "ADDITEMS"}, {0x91, "FROZENSET"},
-        {0x92, "NEWOBJ_EX"}, {0x96, "BYTEARRAY8"}, {0x97, "NEXT_BUFFER"}, {0x98, "READONLY_BUFFER"}};
+    } names[] = {{'0', "POP"},
+                 {'1', "POP_MARK"},
+                 {'2', "DUP"},
+                 {'F', "FLOAT"},
+                 {'I', "INT"},
+                 {'L', "LONG"},
+                 {'P', "PERSID"},
+                 {'S', "STRING"},
+                 {'T', "BINSTRING"},
+                 {'U', "SHORT_BINSTRING"},
+                 {'V', "UNICODE"},
+                 {'B', "BINBYTES"},
+                 {'C', "SHORT_BINBYTES"},
+                 {'d', "DICT"},
+                 {'l', "LIST"},
+                 {'g', "GET"},
+                 {'p', "PUT"},
+                 {'i', "INST"},
+                 {'o', "OBJ"},
+                 {0x81, "NEWOBJ"},
+                 {0x82, "EXT1"},
+                 {0x83, "EXT2"},
+                 {0x84, "EXT4"},
+                 {0x8e, "BINBYTES8"},
+                 {0x8f, "EMPTY_SET"},
+                 {0x90, "ADDITEMS"},
+                 {0x91, "FROZENSET"},
+                 {0x92, "NEWOBJ_EX"},
+                 {0x96, "BYTEARRAY8"},
+                 {0x97, "NEXT_BUFFER"},
+                 {0x98, "READONLY_BUFFER"}};
     const char *name = "unknown";
     char found[48];
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
@@ -544,8 +586,9 @@ TL_FN tl_status pkl_refuse(pkl_reader *r, unsigned op)
         }
     }
     (void)snprintf(found, sizeof found, "opcode 0x%02x (%s)", op, name);
-    return pkl_fault(r, TL_ERR_UNSUPPORTED, found,
-                     "what torch.save writes for a state dict (re-save the weights as safetensors)");
+    return pkl_fault(
+        r, TL_ERR_UNSUPPORTED, found,
+        "what torch.save writes for a state dict (re-save the weights as safetensors)");
 }
 
 /* Opcodes with a numeric operand of fixed width. */
@@ -572,12 +615,16 @@ TL_FN tl_status pkl_numeric(pkl_reader *r, unsigned op, size_t width)
     case 0x8a:
         return pkl_long(r, v);
     case 0x8b:
-        return v > 8 ? pkl_bad(r, "an integer of more than 8 bytes", "64-bit integers") : pkl_long(r, v);
+        return v > 8 ? pkl_bad(r, "an integer of more than 8 bytes", "64-bit integers")
+                     : pkl_long(r, v);
     case 0x95:
-        return v <= r->end - r->at ? TL_OK : pkl_bad(r, "a frame longer than the pickle", "frames inside it");
+        return v <= r->end - r->at
+                 ? TL_OK
+                 : pkl_bad(r, "a frame longer than the pickle", "frames inside it");
     default:   /* PROTO */
         if (r->op_at != 0 || v < 2 || v > 5) {
-            return pkl_bad(r, "another protocol or a second PROTO", "protocol 2 to 5, first of all");
+            return pkl_bad(r, "another protocol or a second PROTO",
+                           "protocol 2 to 5, first of all");
         }
         return TL_OK;
     }
@@ -672,8 +719,9 @@ TL_FN tl_status pkl_run(pkl_reader *r)
     return TL_OK;
 }
 
-/* Reads one pickle from the start of `text`; data->length says where it ends. `name` and `base` (its offset
- * in the file) are for messages; `legacy` selects the form of storages in files before torch 1.6. */
+/* Reads one pickle from the start of `text`; data->length says where it ends. `name` and `base`
+ * (its offset in the file) are for messages; `legacy` selects the form of storages in files before
+ * torch 1.6. */
 TL_FN tl_status pkl_parse(const char *text, size_t n, const char *name, uint64_t base, int legacy,
                           pkl_data *data, tl_error *err)
 {

@@ -1,10 +1,10 @@
 /*  safetensors.h: reads and checks the header of a safetensors file.
  *
- *  The rules of the format, all of them: a header of at most 100,000,000 bytes that begins with '{' (not
- *  with white space, as the specification says and its reference code does not check), strict JSON, unique
- *  names, __metadata__ from strings to strings, offsets that tile the data without hole, overlap or
- *  trailing byte, sizes that equal type times shape. Tensors of rank 0 and of no elements are valid; values
- *  are not looked at. Types below one byte are refused.
+ *  The rules of the format, all of them: a header of at most 100,000,000 bytes that begins with '{'
+ *  (not with white space, as the specification says and its reference code does not check), strict
+ *  JSON, unique names, __metadata__ from strings to strings, offsets that tile the data without
+ *  hole, overlap or trailing byte, sizes that equal type times shape. Tensors of rank 0 and of no
+ *  elements are valid; values are not looked at. Types below one byte are refused.
  */
 #ifndef TL_SAFETENSORS_H
 #define TL_SAFETENSORS_H
@@ -30,19 +30,21 @@ TL_FN void st_free(st_file *st)
 /* A value of __metadata__, NULL text if absent. */
 TL_FN json_text st_metadata(const st_file *st, const char *key)
 {
-    return json_str(&st->header, json_get(&st->header, json_get(&st->header, JSON_ROOT, "__metadata__"), key));
+    return json_str(&st->header,
+                    json_get(&st->header, json_get(&st->header, JSON_ROOT, "__metadata__"), key));
 }
 
-TL_FN tl_status st_fault(const tl_file *file, const ck_tensor *t, const char *field, const char *found,
-                         const char *allowed, tl_error *err)
+TL_FN tl_status st_fault(const tl_file *file, const ck_tensor *t, const char *field,
+                         const char *found, const char *allowed, tl_error *err)
 {
     tl_quoted q, name;
     return tl_fail(err, TL_ERR_FORMAT, "%s: tensor \"%s\": %s: found %s, allowed: %s",
-                   tl_quote(&q, file->path, strlen(file->path)), tl_quote(&name, t->name, t->name_length),
-                   field, found, allowed);
+                   tl_quote(&q, file->path, strlen(file->path)),
+                   tl_quote(&name, t->name, t->name_length), field, found, allowed);
 }
 
-TL_FN tl_status st_dtype(const tl_file *file, const json_doc *doc, json_id id, ck_tensor *t, tl_error *err)
+TL_FN tl_status st_dtype(const tl_file *file, const json_doc *doc, json_id id, ck_tensor *t,
+                         tl_error *err)
 {
     json_text text = json_str(doc, id);
     tl_quoted q;
@@ -52,8 +54,9 @@ TL_FN tl_status st_dtype(const tl_file *file, const json_doc *doc, json_id id, c
             return TL_OK;
         }
     }
-    return st_fault(file, t, "dtype", json_brief(&q, doc, id),
-                    "F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U64, U32, U16, U8, BOOL", err);
+    return st_fault(
+        file, t, "dtype", json_brief(&q, doc, id),
+        "F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U64, U32, U16, U8, BOOL", err);
 }
 
 /* One entry of the header; begin and end of its data go to t->offset and *end, still relative. */
@@ -81,11 +84,13 @@ TL_FN tl_status st_tensor(const tl_file *file, const json_doc *doc, json_id entr
     }
     shape = json_get(doc, entry, "shape");
     if (json_kind(doc, shape) != JSON_ARRAY || json_count(doc, shape) > CK_MAX_RANK) {
-        return st_fault(file, t, "shape", json_brief(&q, doc, shape), "an array of at most 8 integers", err);
+        return st_fault(file, t, "shape", json_brief(&q, doc, shape),
+                        "an array of at most 8 integers", err);
     }
     for (id = json_first(doc, shape); id != JSON_NONE; id = json_next(doc, id)) {
         if (!json_u64(doc, id, &t->shape[t->rank++])) {
-            return st_fault(file, t, "shape", json_brief(&q, doc, id), "integers from 0 to 2^64-1", err);
+            return st_fault(file, t, "shape", json_brief(&q, doc, id), "integers from 0 to 2^64-1",
+                            err);
         }
     }
     if (!ck_measure(t)) {
@@ -99,7 +104,8 @@ TL_FN tl_status st_tensor(const tl_file *file, const json_doc *doc, json_id entr
     id = json_first(doc, offsets);
     if (!json_u64(doc, id, &t->offset) || !json_u64(doc, json_next(doc, id), &end)) {
         id = json_u64(doc, id, &t->offset) ? json_next(doc, id) : id;
-        return st_fault(file, t, "data_offsets", json_brief(&q, doc, id), "integers from 0 to 2^64-1", err);
+        return st_fault(file, t, "data_offsets", json_brief(&q, doc, id),
+                        "integers from 0 to 2^64-1", err);
     }
     if (end < t->offset || end - t->offset != t->bytes) {
         (void)snprintf(found, sizeof found, "[%llu, %llu]", (unsigned long long)t->offset,
@@ -111,7 +117,8 @@ TL_FN tl_status st_tensor(const tl_file *file, const json_doc *doc, json_id entr
     return TL_OK;
 }
 
-TL_FN tl_status st_check_metadata(const tl_file *file, const json_doc *doc, json_id meta, tl_error *err)
+TL_FN tl_status st_check_metadata(const tl_file *file, const json_doc *doc, json_id meta,
+                                  tl_error *err)
 {
     tl_quoted q, b;
     json_id id = meta;
@@ -121,7 +128,8 @@ TL_FN tl_status st_check_metadata(const tl_file *file, const json_doc *doc, json
         id = m;
     }
     if (!ok) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: __metadata__: found %s, allowed: an object of strings",
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: __metadata__: found %s, allowed: an object of strings",
                        tl_quote(&q, file->path, strlen(file->path)), json_brief(&b, doc, id));
     }
     return TL_OK;
@@ -152,24 +160,28 @@ TL_FN tl_status st_check_places(st_file *st, const tl_file *file, uint64_t data,
     for (size_t i = 0; status == TL_OK && i < st->count; i++) {
         ck_tensor *t = &st->tensors[keys[i]];
         if (t->offset != at) {
-            (void)snprintf(found, sizeof found, "%s at %llu", t->offset < at ? "an overlap" : "a hole",
-                           (unsigned long long)t->offset);
+            (void)snprintf(found, sizeof found, "%s at %llu",
+                           t->offset < at ? "an overlap" : "a hole", (unsigned long long)t->offset);
             (void)snprintf(allowed, sizeof allowed, "%llu, where the tensor before ends",
                            (unsigned long long)at);
             status = st_fault(file, t, "data_offsets", found, allowed, err);
         } else if (t->bytes > file->size - data - at) {
             (void)snprintf(found, sizeof found, "an end at byte %llu",
                            (unsigned long long)(data + at) + (unsigned long long)t->bytes);
-            (void)snprintf(allowed, sizeof allowed, "the file's %llu bytes", (unsigned long long)file->size);
+            (void)snprintf(allowed, sizeof allowed, "the file's %llu bytes",
+                           (unsigned long long)file->size);
             status = st_fault(file, t, "data_offsets", found, allowed, err);
         }
         at += t->bytes;
         t->offset += data;
     }
     if (status == TL_OK && at != file->size - data) {
-        status = tl_fail(err, TL_ERR_FORMAT, "%s: byte %llu: found %llu bytes behind the last tensor, "
-                         "allowed: none", tl_quote(&q, file->path, strlen(file->path)),
-                         (unsigned long long)(data + at), (unsigned long long)(file->size - data - at));
+        status =
+            tl_fail(err, TL_ERR_FORMAT,
+                    "%s: byte %llu: found %llu bytes behind the last tensor, "
+                    "allowed: none",
+                    tl_quote(&q, file->path, strlen(file->path)), (unsigned long long)(data + at),
+                    (unsigned long long)(file->size - data - at));
     }
     tl_free(keys);
     return status;
@@ -184,7 +196,8 @@ TL_FN tl_status st_read_header(st_file *st, const tl_file *file, uint64_t *data,
     tl_status status;
     tl_quote(&q, file->path, strlen(file->path));
     if (file->size < 8) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: found %llu bytes, allowed: at least 8 (safetensors)", q.text,
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: found %llu bytes, allowed: at least 8 (safetensors)", q.text,
                        (unsigned long long)file->size);
     }
     status = tl_file_read(file, 0, head, file->size < 9 ? 8 : 9, err);
@@ -193,13 +206,16 @@ TL_FN tl_status st_read_header(st_file *st, const tl_file *file, uint64_t *data,
     }
     length = tl_le64(head);
     if (length > ST_MAX_HEADER || length > file->size - 8 || length < 2) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: byte 0: header length: found %llu, allowed: 2 to %llu "
-                       "(safetensors)", q.text, (unsigned long long)length,
-                       (unsigned long long)(file->size - 8 < ST_MAX_HEADER ? file->size - 8 : ST_MAX_HEADER));
+        return tl_fail(
+            err, TL_ERR_FORMAT,
+            "%s: byte 0: header length: found %llu, allowed: 2 to %llu "
+            "(safetensors)",
+            q.text, (unsigned long long)length,
+            (unsigned long long)(file->size - 8 < ST_MAX_HEADER ? file->size - 8 : ST_MAX_HEADER));
     }
     if (head[8] != '{') {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: byte 8: found 0x%02x, allowed: '{' (safetensors)", q.text,
-                       head[8]);
+        return tl_fail(err, TL_ERR_FORMAT, "%s: byte 8: found 0x%02x, allowed: '{' (safetensors)",
+                       q.text, head[8]);
     }
     text = (char *)tl_malloc(length, 1, err);
     if (text == NULL) {
@@ -226,10 +242,12 @@ TL_FN tl_status st_open(st_file *st, const tl_file *file, tl_error *err)
     memset(st, 0, sizeof *st);
     status = st_read_header(st, file, &data, err);
     if (status == TL_OK) {
-        st->tensors = (ck_tensor *)tl_malloc(json_count(doc, JSON_ROOT), sizeof st->tensors[0], err);
+        st->tensors =
+            (ck_tensor *)tl_malloc(json_count(doc, JSON_ROOT), sizeof st->tensors[0], err);
         status = st->tensors == NULL ? TL_ERR_MEMORY : TL_OK;
     }
-    for (json_id m = json_first(doc, JSON_ROOT); status == TL_OK && m != JSON_NONE; m = json_next(doc, m)) {
+    for (json_id m = json_first(doc, JSON_ROOT); status == TL_OK && m != JSON_NONE;
+         m = json_next(doc, m)) {
         if (json_is(json_key(doc, m), "__metadata__")) {
             status = st_check_metadata(file, doc, m, err);
         } else {

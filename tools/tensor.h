@@ -8,8 +8,9 @@
 #define CK_MAX_RANK 8
 
 typedef enum {
-    CK_F32, CK_F16, CK_BF16, CK_F64, CK_I64, CK_I32, CK_I16, CK_I8, CK_U64, CK_U32, CK_U16, CK_U8, CK_BOOL,
-    CK_F8_E4M3, CK_F8_E5M2, CK_DTYPE_COUNT
+    CK_F32, CK_F16, CK_BF16, CK_F64, CK_I64, CK_I32, CK_I16, CK_I8, CK_U64, CK_U32, CK_U16, CK_U8,
+    CK_BOOL, CK_F8_E4M3, CK_F8_E5M2,
+    CK_DTYPE_COUNT
 } ck_dtype;
 
 /* A type stores `block` elements in `bytes` bytes; quantised types have blocks of more than one. */
@@ -17,10 +18,11 @@ static const struct {
     const char *name;
     unsigned block, bytes;
     int is_float;        /* ck_read_f32 converts it */
-} ck_types[CK_DTYPE_COUNT] = {
-    {"F32", 1, 4, 1}, {"F16", 1, 2, 1}, {"BF16", 1, 2, 1}, {"F64", 1, 8, 1}, {"I64", 1, 8, 0},
-    {"I32", 1, 4, 0}, {"I16", 1, 2, 0}, {"I8", 1, 1, 0},   {"U64", 1, 8, 0}, {"U32", 1, 4, 0},
-    {"U16", 1, 2, 0}, {"U8", 1, 1, 0},  {"BOOL", 1, 1, 0}, {"F8_E4M3", 1, 1, 0}, {"F8_E5M2", 1, 1, 0}};
+} ck_types[CK_DTYPE_COUNT] = {{"F32", 1, 4, 1},  {"F16", 1, 2, 1},     {"BF16", 1, 2, 1},
+                              {"F64", 1, 8, 1},  {"I64", 1, 8, 0},     {"I32", 1, 4, 0},
+                              {"I16", 1, 2, 0},  {"I8", 1, 1, 0},      {"U64", 1, 8, 0},
+                              {"U32", 1, 4, 0},  {"U16", 1, 2, 0},     {"U8", 1, 1, 0},
+                              {"BOOL", 1, 1, 0}, {"F8_E4M3", 1, 1, 0}, {"F8_E5M2", 1, 1, 0}};
 
 typedef struct {
     const char *name;

@@ -1,10 +1,11 @@
 /*  zip.h: the directory of a zip archive as PyTorch writes it; stored (uncompressed) records only.
  *
- *  One canonical reading or none: a single end record without a comment at the very end, a directory that
- *  is consumed exactly and ends where the end records begin, local headers that agree with the directory,
- *  disjoint records, unique harmless names. Genuine torch files have the general purpose bits 3 (sizes
- *  follow the data) and 11 (UTF-8 names), data descriptors, an "FB" extra field that pads the data to 64
- *  bytes, and zip64 end records; all of that is accepted and checked. Nothing is ever inflated.
+ *  One canonical reading or none: a single end record without a comment at the very end, a
+ *  directory that is consumed exactly and ends where the end records begin, local headers that
+ *  agree with the directory, disjoint records, unique harmless names. Genuine torch files have the
+ *  general purpose bits 3 (sizes follow the data) and 11 (UTF-8 names), data descriptors, an "FB"
+ *  extra field that pads the data to 64 bytes, and zip64 end records; all of that is accepted and
+ *  checked. Nothing is ever inflated.
  *
  *      zip_archive zip;
  *      if (zip_open(&zip, &file, &err) == TL_OK) {
@@ -51,9 +52,11 @@ TL_FN void zip_free(zip_archive *zip)
 /* CRC-32 of zip. Start with 0; the result of one piece is the start of the next. */
 TL_FN uint32_t zip_crc(uint32_t crc, const unsigned char *p, size_t n)
 {
-    static const uint32_t table[16] = {   /* the remainders of the 16 possible nibbles */
-        0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu, 0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
-        0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu, 0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
+    static const uint32_t table[16] = {/* the remainders of the 16 possible nibbles */
+                                       0x00000000u, 0x1db71064u, 0x3b6e20c8u, 0x26d930acu,
+                                       0x76dc4190u, 0x6b6b51f4u, 0x4db26158u, 0x5005713cu,
+                                       0xedb88320u, 0xf00f9344u, 0xd6d6a3e8u, 0xcb61b38cu,
+                                       0x9b64c2b0u, 0x86d3d2d4u, 0xa00ae278u, 0xbdbdf21cu};
     crc = ~crc;
     for (size_t i = 0; i < n; i++) {
         crc ^= p[i];
@@ -69,7 +72,8 @@ TL_FN tl_status zip_fault(const tl_file *file, uint64_t at, const char *found, c
 {
     tl_quoted q;
     return tl_fail(err, TL_ERR_FORMAT, "%s: byte %llu: zip: found %s, allowed: %s",
-                   tl_quote(&q, file->path, strlen(file->path)), (unsigned long long)at, found, allowed);
+                   tl_quote(&q, file->path, strlen(file->path)), (unsigned long long)at, found,
+                   allowed);
 }
 
 TL_FN tl_status zip_fault_entry(const tl_file *file, const zip_entry *e, const char *found,
@@ -81,8 +85,8 @@ TL_FN tl_status zip_fault_entry(const tl_file *file, const zip_entry *e, const c
                    tl_quote(&name, e->name, e->name_length), found, allowed);
 }
 
-/* The end record: the last 22 bytes. Another signature in reach whose comment would also end the file
- * makes the archive ambiguous. */
+/* The end record: the last 22 bytes. Another signature in reach whose comment would also end the
+ * file makes the archive ambiguous. */
 TL_FN tl_status zip_find_end(const tl_file *file, unsigned char end[22], tl_error *err)
 {
     uint64_t reach = file->size < 65557 ? file->size : 65557, from = file->size - reach;
@@ -156,7 +160,8 @@ TL_FN tl_status zip_locate(zip_archive *zip, const tl_file *file, uint64_t *coun
         if (tl_le32(wide) != 0x06064b50u || tl_le64(wide + 4) != 44) {
             return zip_fault(file, record, "no zip64 end record of 56 bytes", "one", err);
         }
-        if (tl_le32(wide + 16) != 0 || tl_le32(wide + 20) != 0 || tl_le64(wide + 24) != tl_le64(wide + 32)) {
+        if (tl_le32(wide + 16) != 0 || tl_le32(wide + 20) != 0 ||
+            tl_le64(wide + 24) != tl_le64(wide + 32)) {
             return zip_fault(file, record, "an archive of several disks", "one disk", err);
         }
         if ((entries != 0xffff && entries != tl_le64(wide + 32)) ||
@@ -170,7 +175,8 @@ TL_FN tl_status zip_locate(zip_archive *zip, const tl_file *file, uint64_t *coun
         end_at = record;
     }
     if (!tl_add(offset, size, &sum) || sum != end_at) {
-        return zip_fault(file, end_at, "a directory that ends elsewhere", "directly before the end record", err);
+        return zip_fault(file, end_at, "a directory that ends elsewhere",
+                         "directly before the end record", err);
     }
     if (size > ZIP_MAX_DIRECTORY || entries > size / 46) {
         return zip_fault(file, end_at, "more entries than the directory has room for",
@@ -248,7 +254,8 @@ TL_FN int zip_name_ok(const char *name, size_t n)
 }
 
 /* What a record may not ask for. */
-TL_FN tl_status zip_supported(const tl_file *file, const zip_entry *e, unsigned method, tl_error *err)
+TL_FN tl_status zip_supported(const tl_file *file, const zip_entry *e, unsigned method,
+                              tl_error *err)
 {
     char found[48];
     if ((e->flags & ~0x0808u) != 0) {
@@ -266,8 +273,8 @@ TL_FN tl_status zip_supported(const tl_file *file, const zip_entry *e, unsigned 
 }
 
 /* One entry of the directory at byte `at` of it; *length becomes its size. */
-TL_FN tl_status zip_entry_read(zip_archive *zip, const tl_file *file, size_t at, zip_entry *e, size_t *length,
-                               tl_error *err)
+TL_FN tl_status zip_entry_read(zip_archive *zip, const tl_file *file, size_t at, zip_entry *e,
+                               size_t *length, tl_error *err)
 {
     const unsigned char *p = zip->directory + at;
     uint64_t left = zip->directory_size - at, packed, where = zip->directory_offset + at;
@@ -280,7 +287,8 @@ TL_FN tl_status zip_entry_read(zip_archive *zip, const tl_file *file, size_t at,
     extra_length = tl_le16(p + 30);
     *length = 46 + name_length + extra_length + tl_le16(p + 32);
     if (*length > left) {
-        return zip_fault(file, where, "an entry that leaves the directory", "entries inside it", err);
+        return zip_fault(file, where, "an entry that leaves the directory", "entries inside it",
+                         err);
     }
     e->flags = tl_le16(p + 8);
     e->crc = tl_le32(p + 16);
@@ -290,7 +298,8 @@ TL_FN tl_status zip_entry_read(zip_archive *zip, const tl_file *file, size_t at,
     e->name = (const char *)p + 46;
     e->name_length = (uint32_t)name_length;
     if (!zip_extra(p + 46 + name_length, extra_length, e, &packed)) {
-        return zip_fault(file, where, "extra fields that do not fit their length", "whole fields", err);
+        return zip_fault(file, where, "extra fields that do not fit their length", "whole fields",
+                         err);
     }
     if (!zip_name_ok(e->name, name_length)) {
         return zip_fault_entry(file, e, "this name",
@@ -304,7 +313,8 @@ TL_FN tl_status zip_entry_read(zip_archive *zip, const tl_file *file, size_t at,
         return zip_fault_entry(file, e, "a record on another disk", "one disk", err);
     }
     if (packed != e->size) {
-        return zip_fault_entry(file, e, "two sizes that differ", "equal sizes of a stored record", err);
+        return zip_fault_entry(file, e, "two sizes that differ", "equal sizes of a stored record",
+                               err);
     }
     return TL_OK;
 }
@@ -329,12 +339,13 @@ TL_FN tl_status zip_descriptor(const tl_file *file, zip_entry *e, uint64_t limit
             return TL_OK;
         }
     }
-    return zip_fault_entry(file, e, "a data descriptor that disagrees with the directory", "agreement", err);
+    return zip_fault_entry(file, e, "a data descriptor that disagrees with the directory",
+                           "agreement", err);
 }
 
 /* Compares the local header with the directory's entry and finds the data. */
-TL_FN tl_status zip_local(const zip_archive *zip, const tl_file *file, zip_entry *e, unsigned char *scratch,
-                          tl_error *err)
+TL_FN tl_status zip_local(const zip_archive *zip, const tl_file *file, zip_entry *e,
+                          unsigned char *scratch, tl_error *err)
 {
     unsigned char h[30];
     uint64_t limit = zip->directory_offset;
@@ -342,7 +353,8 @@ TL_FN tl_status zip_local(const zip_archive *zip, const tl_file *file, zip_entry
     tl_status status;
     int deferred = (e->flags & 8) != 0, same;
     if (!tl_fits(e->header, 30, limit)) {
-        return zip_fault_entry(file, e, "a local header outside the data", "before the directory", err);
+        return zip_fault_entry(file, e, "a local header outside the data", "before the directory",
+                               err);
     }
     status = tl_file_read(file, e->header, h, 30, err);
     if (status != TL_OK) {
@@ -354,28 +366,34 @@ TL_FN tl_status zip_local(const zip_archive *zip, const tl_file *file, zip_entry
         return zip_fault_entry(file, e, "no local header", "one where the directory points", err);
     }
     if (!tl_fits(e->header + 30, name_length + extra_length, limit)) {
-        return zip_fault_entry(file, e, "a local header that runs into the directory", "before it", err);
+        return zip_fault_entry(file, e, "a local header that runs into the directory", "before it",
+                               err);
     }
     status = tl_file_read(file, e->header + 30, scratch, name_length + extra_length, err);
     if (status != TL_OK) {
         return status;
     }
     if (name_length != e->name_length || memcmp(scratch, e->name, name_length) != 0) {
-        return zip_fault_entry(file, e, "another name in its local header", "the directory's name", err);
+        return zip_fault_entry(file, e, "another name in its local header", "the directory's name",
+                               err);
     }
     if (tl_le16(h + 6) != e->flags || tl_le16(h + 8) != 0) {
-        return zip_fault_entry(file, e, "other flags or method in its local header", "the directory's", err);
+        return zip_fault_entry(file, e, "other flags or method in its local header",
+                               "the directory's", err);
     }
     if (!zip_extra(scratch + name_length, extra_length, NULL, NULL)) {
-        return zip_fault_entry(file, e, "extra fields that do not fit their length", "whole fields", err);
+        return zip_fault_entry(file, e, "extra fields that do not fit their length", "whole fields",
+                               err);
     }
     same = tl_le32(h + 14) == e->crc;
     for (int i = 18; i <= 22; i += 4) {
         uint32_t size = tl_le32(h + i);
         same = same && (size == e->size || (size == 0xffffffffu && e->size >= 0xffffffffu));
     }
-    if (!same && !(deferred && tl_le32(h + 14) == 0 && tl_le32(h + 18) == 0 && tl_le32(h + 22) == 0)) {
-        return zip_fault_entry(file, e, "other sizes or checksum in its local header", "the directory's", err);
+    if (!same &&
+        !(deferred && tl_le32(h + 14) == 0 && tl_le32(h + 18) == 0 && tl_le32(h + 22) == 0)) {
+        return zip_fault_entry(file, e, "other sizes or checksum in its local header",
+                               "the directory's", err);
     }
     e->offset = e->header + 30 + name_length + extra_length;
     if (!tl_fits(e->offset, e->size, limit)) {
@@ -409,7 +427,8 @@ TL_FN tl_status zip_check(zip_archive *zip, const tl_file *file, uint64_t *spare
     for (size_t i = 1; i < zip->count; i++) {
         const zip_entry *a = &e[zip->by_name[i - 1]], *b = &e[zip->by_name[i]];
         if (a->end > b->header) {
-            return zip_fault_entry(file, b, "a record that overlaps another", "disjoint records", err);
+            return zip_fault_entry(file, b, "a record that overlaps another", "disjoint records",
+                                   err);
         }
     }
     for (size_t i = 0; i < zip->count; i++) {
@@ -418,7 +437,8 @@ TL_FN tl_status zip_check(zip_archive *zip, const tl_file *file, uint64_t *spare
     tl_sort(zip->by_name, spare, zip->count, zip_name_order, e);
     for (size_t i = 1; i < zip->count; i++) {
         if (tl_key_order(zip->by_name[i - 1], zip->by_name[i], zip_name_order, e) == 0) {
-            return zip_fault_entry(file, &e[(uint32_t)zip->by_name[i]], "this name twice", "once", err);
+            return zip_fault_entry(file, &e[(uint32_t)zip->by_name[i]], "this name twice", "once",
+                                   err);
         }
     }
     return TL_OK;
@@ -490,7 +510,8 @@ TL_FN const zip_entry *zip_find(const zip_archive *zip, const char *name, size_t
         size_t mid = lo + (hi - lo) / 2;
         const zip_entry *e = &zip->entries[(uint32_t)zip->by_name[mid]];
         uint32_t h = (uint32_t)(zip->by_name[mid] >> 32);
-        int order = hash != h ? (hash < h ? -1 : 1) : tl_compare(name, length, e->name, e->name_length);
+        int order =
+            hash != h ? (hash < h ? -1 : 1) : tl_compare(name, length, e->name, e->name_length);
         if (order == 0) {
             return e;
         }
@@ -504,12 +525,14 @@ TL_FN const zip_entry *zip_find(const zip_archive *zip, const char *name, size_t
 }
 
 /* Reads a whole record of at most `limit` bytes and verifies its CRC; the caller frees. */
-TL_FN tl_status zip_read(const tl_file *file, const zip_entry *e, uint64_t limit, char **text, tl_error *err)
+TL_FN tl_status zip_read(const tl_file *file, const zip_entry *e, uint64_t limit, char **text,
+                         tl_error *err)
 {
     tl_status status;
     *text = NULL;
     if (e->size > limit) {
-        return zip_fault_entry(file, e, "more bytes than this reader takes", "a smaller record", err);
+        return zip_fault_entry(file, e, "more bytes than this reader takes", "a smaller record",
+                               err);
     }
     *text = (char *)tl_malloc(e->size, 1, err);
     if (*text == NULL) {
@@ -517,7 +540,8 @@ TL_FN tl_status zip_read(const tl_file *file, const zip_entry *e, uint64_t limit
     }
     status = tl_file_read(file, e->offset, *text, (size_t)e->size, err);
     if (status == TL_OK && zip_crc(0, (const unsigned char *)*text, (size_t)e->size) != e->crc) {
-        status = zip_fault_entry(file, e, "bytes that differ from their checksum", "an undamaged record", err);
+        status = zip_fault_entry(file, e, "bytes that differ from their checksum",
+                                 "an undamaged record", err);
     }
     if (status != TL_OK) {
         tl_free(*text);
@@ -540,7 +564,8 @@ TL_FN tl_status zip_verify(const tl_file *file, const zip_entry *e, tl_error *er
         }
     }
     if (status == TL_OK && crc != e->crc) {
-        status = zip_fault_entry(file, e, "bytes that differ from their checksum", "an undamaged record", err);
+        status = zip_fault_entry(file, e, "bytes that differ from their checksum",
+                                 "an undamaged record", err);
     }
     tl_free(buffer);
     return status;
