@@ -125,7 +125,7 @@ TL_FN tl_status zip_find_end(const tl_file *file, unsigned char end[22], tl_erro
 /* Finds where the directory lies and how many entries it declares. */
 TL_FN tl_status zip_locate(zip_archive *zip, const tl_file *file, uint64_t *count, tl_error *err)
 {
-    unsigned char end[22], locator[20], wide[56];
+    unsigned char end[22] = {0}, locator[20], wide[56];
     uint64_t end_at, offset, size, entries, record, sum;
     tl_status status = zip_find_end(file, end, err);
     if (status != TL_OK) {
@@ -475,7 +475,7 @@ TL_FN tl_status zip_read_directory(zip_archive *zip, const tl_file *file, tl_err
 
 TL_FN tl_status zip_open(zip_archive *zip, const tl_file *file, tl_error *err)
 {
-    uint64_t count, *spare = NULL;
+    uint64_t count = 0, *spare = NULL;
     tl_status status;
     memset(zip, 0, sizeof *zip);
     status = zip_locate(zip, file, &count, err);
