@@ -1336,6 +1336,7 @@ static uint64_t mbi_panel_bytes(mamba_type type, uint64_t cols) {
 #define MBI_FN static MBI_UNUSED inline
 #define MBI_KERNEL static
 #define V_LANES 1
+#define V_GROUP 8 /* vectors of state that the scan may hold in registers */
 #define vf float
 #define V_SET1(x) (x)
 #define V_LOAD(p) (*(p))
@@ -1362,6 +1363,8 @@ MBI_FN float MBI_T(v_scale2)(float v, float n) {
            mbi_bits_f32((uint32_t)(i - half + 127) << 23);
 }
 #define V_SCALE2(v, n) MBI_T(v_scale2)((v), (n))
+/* v * 2^n for integral n in [-127, 0]; 0 at -127. */
+#define V_SCALE2_NEG(v, n) ((v) * mbi_bits_f32((uint32_t)((n) == (n) ? (int)(n) + 127 : 0) << 23))
 #define V_LOAD_F16(p) mbi_f16_to_f32(MBI_T(v_u16)(p))
 MBI_FN uint16_t MBI_T(v_u16)(const unsigned char *p) {
     return (uint16_t)(p[0] | (p[1] << 8));
@@ -1381,6 +1384,7 @@ MBI_FN uint16_t MBI_T(v_u16)(const unsigned char *p) {
 #define MBI_FN static MBI_UNUSED inline MBI_ATTRIBUTE
 #define MBI_KERNEL static MBI_ATTRIBUTE MBI_NOINLINE
 #define V_LANES 8
+#define V_GROUP 8
 #define vf __m256
 #define V_SET1(x) _mm256_set1_ps(x)
 #define V_LOAD(p) _mm256_loadu_ps(p)
@@ -1405,6 +1409,9 @@ MBI_FN __m256 MBI_T(v_scale2)(__m256 v, __m256 n) {
         v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
 #define V_SCALE2(v, n) MBI_T(v_scale2)((v), (n))
+#define V_SCALE2_NEG(v, n)                                                                         \
+    _mm256_mul_ps((v), _mm256_castsi256_ps(_mm256_slli_epi32(                                      \
+                           _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23)))
 #define V_LOAD_U32(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define V_LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
 MBI_FN __m256 MBI_T(v_f16_col)(const unsigned char *p, int i) {
@@ -1446,6 +1453,7 @@ MBI_FN __m256 MBI_T(v_q4_col)(const unsigned char *p, int i) {
 #define MBI_FN static MBI_UNUSED inline MBI_ATTRIBUTE
 #define MBI_KERNEL static MBI_ATTRIBUTE MBI_NOINLINE
 #define V_LANES 16
+#define V_GROUP 16
 #define vf __m512
 #define V_SET1(x) _mm512_set1_ps(x)
 #define V_LOAD(p) _mm512_loadu_ps(p)
@@ -1462,6 +1470,19 @@ MBI_FN __m256 MBI_T(v_q4_col)(const unsigned char *p, int i) {
 #define V_GT_SELECT(a, b, x, y)                                                                    \
     _mm512_mask_blend_ps(_mm512_cmp_ps_mask((a), (b), _CMP_GT_OQ), (y), (x))
 #define V_SCALE2(v, n) _mm512_scalef_ps((v), (n))
+/* 2^x, x <= 0, as MBI_T(v_exp2) of @@kernels: scalef takes the floor of x by itself, so that the
+ * polynomial is on [0, 1), where degree 5 gives 8.3e-8.  Denormal results are kept. */
+MBI_FN __m512 MBI_T(v_exp2)(__m512 x) {
+    __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(0.00186713005f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.00901703071f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.0557999127f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240164444f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693151295f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, x);
+}
+#define MBI_HAVE_EXP2 1
 #define V_LOAD_U32(p) _mm512_loadu_si512((const void *)(p))
 #define V_LOAD_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define V_LOAD_F16_COL(p, i)                                                                       \
@@ -1637,23 +1658,25 @@ MBI_FN vf MBI_T(v_exp)(vf x) {
     return V_SCALE2(V_ADD(p, V_SET1(1.0f)), n);
 }
 
-/* exp(dt*A) with A2 = A*log2(e): 2^x for x <= 0. */
+/* 2^x for x <= 0, within 2 ulp, exactly 1 at 0; 0 below -127.  NaN gives NaN. */
+#ifndef MBI_HAVE_EXP2
 MBI_FN vf MBI_T(v_exp2)(vf x) {
     vf n;
     vf r;
     vf p;
-    x = V_MAX(V_SET1(-150.0f), x);
+    x = V_MAX(V_SET1(-127.0f), x);
     n = V_ROUND(x);
     r = V_SUB(x, n);
-    p = V_SET1(1.5403530e-4f);
-    p = V_FMA(p, r, V_SET1(1.3333558e-3f));
-    p = V_FMA(p, r, V_SET1(9.6181291e-3f));
-    p = V_FMA(p, r, V_SET1(5.5504109e-2f));
-    p = V_FMA(p, r, V_SET1(2.4022651e-1f));
-    p = V_FMA(p, r, V_SET1(6.9314718e-1f));
+    p = V_SET1(1.55946778e-4f);
+    p = V_FMA(p, r, V_SET1(1.34066434e-3f));
+    p = V_FMA(p, r, V_SET1(9.61769279e-3f));
+    p = V_FMA(p, r, V_SET1(5.55031039e-2f));
+    p = V_FMA(p, r, V_SET1(2.40226522e-1f));
+    p = V_FMA(p, r, V_SET1(6.93147242e-1f));
     p = V_FMA(p, r, V_SET1(1.0f));
-    return V_SCALE2(p, n);
+    return V_SCALE2_NEG(p, n);
 }
+#endif
 
 MBI_FN vf MBI_T(v_silu)(vf x) {
     vf e = MBI_T(v_exp)(V_SUB(V_SET1(0.0f), x));
@@ -1777,46 +1800,95 @@ MBI_KERNEL void MBI_T(mbi_k_conv)(const float *x, const float *w, const float *b
     }
 }
 
-/* One token of V_LANES channels; h in memory.  The order of n is the order of the sum. */
+/* Scan of V_LANES channels, tokens inside, V_GROUP states in registers at a time.  y gets
+ * sum_n C[n]*h[n], n ascending, from the groups one after the other.  The token loop is cut where
+ * the states are to be flushed.  Registers: V_GROUP states, 4 to 7 more; the rest are memory
+ * operands. */
+#if V_GROUP == 16
+#define MBI_EACH_STATE(X)                                                                          \
+    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#else
+#define MBI_EACH_STATE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#endif
+#define MBI_SCAN_LOAD(k) vf h##k = V_LOAD(h + (k) * MBI_LANES);
+#define MBI_SCAN_STORE(k) V_STORE(h + (k) * MBI_LANES, h##k);
+#define MBI_SCAN_FLUSH(k) h##k = V_GT_SELECT(V_ABS(h##k), tiny, h##k, V_SET1(0.0f));
+#define MBI_SCAN_STEP(k)                                                                           \
+    h##k = V_FMA(MBI_T(v_exp2)(V_MUL(dt2, V_LOAD(A + (k) * MBI_LANES))), h##k,                     \
+                 V_MUL(dtx, V_SET1(B[k])));                                                        \
+    acc = V_FMA(h##k, V_SET1(C[k]), acc);
+#define MBI_SCAN_TOKENS(each, first)                                                               \
+    const vf tiny = V_SET1(7.888609052210118e-31f); /* 2^-100 */                                   \
+    int t = t0;                                                                                    \
+    each(MBI_SCAN_LOAD) while (t < t1) {                                                           \
+        int end = mbi_min_int(t1, t + 16 - (int)((s->position + (uint64_t)t) & 15u));              \
+        for (; t < end; t++) {                                                                     \
+            const float *B = s->B + bc + (size_t)t * s->bc_token;                                  \
+            const float *C = s->C + bc + (size_t)t * s->bc_token;                                  \
+            vf dt = V_LOAD(s->dt + (size_t)t * MBI_LANES + i);                                     \
+            vf dtx = V_MUL(dt, V_LOAD(s->x + (size_t)t * MBI_LANES + i));                          \
+            vf dt2 = V_MUL(dt, V_SET1(1.44269504f));                                               \
+            vf acc = (first) ? V_SET1(0.0f) : V_LOAD(y + (t - t0) * V_LANES);                      \
+            each(MBI_SCAN_STEP) V_STORE(y + (t - t0) * V_LANES, acc);                              \
+        }                                                                                          \
+        if (((s->position + (uint64_t)t) & 15u) == 0) {                                            \
+            each(MBI_SCAN_FLUSH)                                                                   \
+        }                                                                                          \
+    }                                                                                              \
+    each(MBI_SCAN_STORE)
+#define MBI_ONE_STATE(X) X(0)
+
+MBI_KERNEL void MBI_T(mbi_scan_group)(const mbi_scan_block *s, int i, int n, int t0, int t1,
+                                      float *MBI_RESTRICT y) {
+    const float *A = s->A + n * MBI_LANES + i;
+    float *h = s->h + n * MBI_LANES + i;
+    size_t bc = (size_t)(n / MBI_LANES) * s->bc_block + (size_t)(n % MBI_LANES);
+    MBI_SCAN_TOKENS(MBI_EACH_STATE, n == 0)
+}
+
+MBI_KERNEL void MBI_T(mbi_scan_one)(const mbi_scan_block *s, int i, int n, int t0, int t1,
+                                    float *MBI_RESTRICT y) {
+    const float *A = s->A + n * MBI_LANES + i;
+    float *h = s->h + n * MBI_LANES + i;
+    size_t bc = (size_t)(n / MBI_LANES) * s->bc_block + (size_t)(n % MBI_LANES);
+    MBI_SCAN_TOKENS(MBI_ONE_STATE, n == 0)
+}
+
 MBI_KERNEL void MBI_T(mbi_k_scan_block)(const mbi_scan_block *s) {
-    const vf tiny = V_SET1(7.888609052210118e-31f); /* 2^-100 */
-    const vf zero = V_SET1(0.0f);
+    enum { TILE = 64 }; /* tokens whose y wait between two groups of states */
+    MBI_ALIGN64 float y[TILE * V_LANES];
     int i;
-    int t;
-    int n;
+    int t0;
     for (i = 0; i < MBI_LANES; i += V_LANES) {
-        vf d = s->D ? V_LOAD(s->D + i) : zero;
-        for (t = 0; t < s->n_tokens; t++) {
-            size_t at = (size_t)t * MBI_LANES + (size_t)i;
-            vf x = V_LOAD(s->x + at);
-            vf dt = V_LOAD(s->dt + at);
-            vf dt2 = V_MUL(dt, V_SET1(1.44269504f));
-            vf dtx = V_MUL(dt, x);
-            vf y = zero;
-            for (n = 0; n < s->d_state; n++) {
-                size_t bc = (size_t)(n / MBI_LANES) * s->bc_block + (size_t)t * s->bc_token +
-                            (size_t)(n % MBI_LANES);
-                float *hp = s->h + n * MBI_LANES + i;
-                vf a = MBI_T(v_exp2)(V_MUL(dt2, V_LOAD(s->A + n * MBI_LANES + i)));
-                vf h = V_FMA(a, V_LOAD(hp), V_MUL(dtx, V_SET1(s->B[bc])));
-                y = V_FMA(h, V_SET1(s->C[bc]), y);
-                V_STORE(hp, h);
+        vf d = s->D ? V_LOAD(s->D + i) : V_SET1(0.0f);
+        for (t0 = 0; t0 < s->n_tokens; t0 += TILE) {
+            int t1 = mbi_min_int(t0 + TILE, s->n_tokens);
+            int n = 0;
+            int t;
+            for (; n + V_GROUP <= s->d_state; n += V_GROUP) {
+                MBI_T(mbi_scan_group)(s, i, n, t0, t1, y);
             }
-            y = V_FMA(d, x, y);
-            if (s->z) {
-                y = V_MUL(y, MBI_T(v_silu)(V_LOAD(s->z + at)));
+            for (; n < s->d_state; n++) {
+                MBI_T(mbi_scan_one)(s, i, n, t0, t1, y);
             }
-            V_STORE(s->y + at, y);
-            if (((s->position + (uint64_t)t) & 15u) == 15u) {
-                for (n = 0; n < s->d_state; n++) {
-                    float *hp = s->h + n * MBI_LANES + i;
-                    vf h = V_LOAD(hp);
-                    V_STORE(hp, V_GT_SELECT(V_ABS(h), tiny, h, zero));
+            for (t = t0; t < t1; t++) {
+                size_t at = (size_t)t * MBI_LANES + (size_t)i;
+                vf v = V_FMA(d, V_LOAD(s->x + at), V_LOAD(y + (t - t0) * V_LANES));
+                if (s->z) {
+                    v = V_MUL(v, MBI_T(v_silu)(V_LOAD(s->z + at)));
                 }
+                V_STORE(s->y + at, v);
             }
         }
     }
 }
+#undef MBI_EACH_STATE
+#undef MBI_ONE_STATE
+#undef MBI_SCAN_LOAD
+#undef MBI_SCAN_STORE
+#undef MBI_SCAN_FLUSH
+#undef MBI_SCAN_STEP
+#undef MBI_SCAN_TOKENS
 
 /* Tokens t..t+K-1 in one pass over the state, K = tokens whose registers the target has room for.
  * With `flush` the state is flushed after the last of them. */
@@ -2062,6 +2134,7 @@ static const mamba_target mbi_target_avx512 = {"avx512", MBI_CPU_AVX512, {MBI_KE
 #undef V_LANES
 #undef V_GROUP
 #undef V_SCALE2_NEG
+#undef MBI_HAVE_EXP2
 #undef vf
 #undef V_SET1
 #undef V_LOAD
