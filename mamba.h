@@ -1372,7 +1372,13 @@ MBI_FN uint16_t MBI_T(v_u16)(const unsigned char *p) {
 #define V_LOAD_F16_COL(p, i) mbi_f16_to_f32(MBI_T(v_u16)((p) + 2 * (i)))
 #define V_LOAD_BF16_COL(p, i) mbi_bf16_to_f32(MBI_T(v_u16)((p) + 2 * (i)))
 #define V_LOAD_I8_COL(p, i) ((float)(signed char)(p)[i])
-#define V_LOAD_Q4_COL(p, i) mbi_q4_value((i) < 4 ? (p)[i] & 15u : (unsigned)(p)[(i) - 4] >> 4)
+#define V_LOAD_Q4_COL(p, i)                                                                        \
+    mbi_q4_value((i) < 4 ? (p)[(i) % 4] & 15u : (unsigned)(p)[(i) % 4] >> 4)
+/* Register blocking of the products: see mbi_k_gemm. */
+#define V_GEMM_V MBI_V2
+#define V_GEMM_NV 2
+#define V_GEMV_V MBI_V4
+#define V_GEMV_NV 4
 #endif /* MBI_SCALAR */
 
 /* ------------------------------------------------------------------------------------------------
@@ -1414,33 +1420,33 @@ MBI_FN __m256 MBI_T(v_scale2)(__m256 v, __m256 n) {
                            _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23)))
 #define V_LOAD_U32(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define V_LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
-MBI_FN __m256 MBI_T(v_f16_col)(const unsigned char *p, int i) {
-    __m256i u = _mm256_srl_epi32(V_LOAD_U32(p), _mm_cvtsi32_si128(16 * i));
+MBI_FN __m256 MBI_T(v_f16_low)(__m256i u) { /* the low halves of 8 words */
     u = _mm256_and_si256(u, _mm256_set1_epi32(0xffff));
     u = _mm256_permute4x64_epi64(_mm256_packus_epi32(u, u), 0x08);
     return _mm256_cvtph_ps(_mm256_castsi256_si128(u));
 }
-#define V_LOAD_F16_COL(p, i) MBI_T(v_f16_col)((p), (i))
-MBI_FN __m256 MBI_T(v_bf16_col)(const unsigned char *p, int i) {
-    __m256i u = V_LOAD_U32(p);
-    return _mm256_castsi256_ps(i == 0 ? _mm256_slli_epi32(u, 16)
-                                      : _mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000)));
-}
-#define V_LOAD_BF16_COL(p, i) MBI_T(v_bf16_col)((p), (i))
-MBI_FN __m256 MBI_T(v_i8_col)(const unsigned char *p, int i) {
-    __m256i u = _mm256_sll_epi32(V_LOAD_U32(p), _mm_cvtsi32_si128(24 - 8 * i));
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(u, 24));
-}
-#define V_LOAD_I8_COL(p, i) MBI_T(v_i8_col)((p), (i))
-MBI_FN __m256 MBI_T(v_q4_col)(const unsigned char *p, int i) {
+/* i is a literal in all of these */
+#define V_LOAD_F16_COL(p, i) MBI_T(v_f16_low)(_mm256_srli_epi32(V_LOAD_U32(p), 16 * (i)))
+#define V_LOAD_BF16_COL(p, i)                                                                      \
+    _mm256_castsi256_ps((i) == 0 ? _mm256_slli_epi32(V_LOAD_U32(p), 16)                            \
+                                 : _mm256_and_si256(V_LOAD_U32(p),                                 \
+                                                    _mm256_set1_epi32((int)0xffff0000)))
+#define V_LOAD_I8_COL(p, i)                                                                        \
+    _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(V_LOAD_U32(p), 24 - 8 * (i)), 24))
+/* The shuffle reads the low 4 bits of a byte and needs its bit 7 clear: keep one nibble, in byte 3,
+ * look it up there, and shift the sign down. */
+#define V_LOAD_Q4_COL(p, i)                                                                        \
+    MBI_T(v_q4_top)(_mm256_slli_epi32(                                                             \
+        (i) < 4 ? V_LOAD_U32(p) : _mm256_srli_epi32(V_LOAD_U32(p), 4), 24 - 8 * ((i) % 4)))
+MBI_FN __m256 MBI_T(v_q4_top)(__m256i u) {
     const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(MBI_Q4_VALUES));
-    int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4;
-    __m256i u = _mm256_srl_epi32(V_LOAD_U32(p), _mm_cvtsi32_si128(shift));
-    u = _mm256_and_si256(u, _mm256_set1_epi32(15));
-    u = _mm256_slli_epi32(_mm256_shuffle_epi8(values, u), 24); /* byte 0 holds the value */
+    u = _mm256_shuffle_epi8(values, _mm256_and_si256(u, _mm256_set1_epi32(0x0f000000)));
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(u, 24));
 }
-#define V_LOAD_Q4_COL(p, i) MBI_T(v_q4_col)((p), (i))
+#define V_GEMM_V MBI_V2
+#define V_GEMM_NV 2
+#define V_GEMV_V MBI_V8
+#define V_GEMV_NV 8
 #endif /* MBI_AVX2 */
 
 /* ------------------------------------------------------------------------------------------------
@@ -1486,26 +1492,21 @@ MBI_FN __m512 MBI_T(v_exp2)(__m512 x) {
 #define V_LOAD_U32(p) _mm512_loadu_si512((const void *)(p))
 #define V_LOAD_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)(p)))
 #define V_LOAD_F16_COL(p, i)                                                                       \
-    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(                                                         \
-        _mm512_srl_epi32(V_LOAD_U32(p), _mm_cvtsi32_si128(16 * (i)))))
-MBI_FN __m512 MBI_T(v_bf16_col)(const unsigned char *p, int i) {
-    __m512i u = V_LOAD_U32(p);
-    return _mm512_castsi512_ps(i == 0 ? _mm512_slli_epi32(u, 16)
-                                      : _mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000)));
-}
-#define V_LOAD_BF16_COL(p, i) MBI_T(v_bf16_col)((p), (i))
+    _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(V_LOAD_U32(p), 16 * (i))))
+#define V_LOAD_BF16_COL(p, i)                                                                      \
+    _mm512_castsi512_ps((i) == 0 ? _mm512_slli_epi32(V_LOAD_U32(p), 16)                            \
+                                 : _mm512_and_si512(V_LOAD_U32(p),                                 \
+                                                    _mm512_set1_epi32((int)0xffff0000)))
 #define V_LOAD_I8_COL(p, i)                                                                        \
-    _mm512_cvtepi32_ps(_mm512_srai_epi32(                                                          \
-        _mm512_sll_epi32(V_LOAD_U32(p), _mm_cvtsi32_si128(24 - 8 * (i))), 24))
-MBI_FN __m512 MBI_T(v_q4_col)(const unsigned char *p, int i) {
-    const __m128i bytes = _mm_setr_epi8(MBI_Q4_VALUES);
-    const __m512 values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-    int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4;
-    /* permutexvar reads the low 4 bits of each index only */
-    return _mm512_permutexvar_ps(_mm512_srl_epi32(V_LOAD_U32(p), _mm_cvtsi32_si128(shift)),
-                                 values);
-}
-#define V_LOAD_Q4_COL(p, i) MBI_T(v_q4_col)((p), (i))
+    _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(V_LOAD_U32(p), 24 - 8 * (i)), 24))
+/* permutexvar reads the low 4 bits of each index only */
+#define V_LOAD_Q4_COL(p, i)                                                                        \
+    _mm512_permutexvar_ps(_mm512_srli_epi32(V_LOAD_U32(p), 8 * ((i) % 4) + 4 * ((i) / 4)),         \
+                          _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_setr_epi8(MBI_Q4_VALUES))))
+#define V_GEMM_V MBI_V4
+#define V_GEMM_NV 4
+#define V_GEMV_V MBI_V4
+#define V_GEMV_NV 4
 #endif /* MBI_AVX512 */
 
 /* ------------------------------------------------------------------------------------------------
@@ -1683,22 +1684,21 @@ MBI_FN vf MBI_T(v_silu)(vf x) {
     return V_DIV(x, V_ADD(V_SET1(1.0f), e));
 }
 
-/* log(1+exp(x)) = max(x,0) + log1p(u), u = exp(-|x|) in (0,1];
- * log1p(u) = 2 atanh(s) = 2 (s + s^3/3 + s^5/5 + ...), s = u/(2+u) <= 1/3; 9 terms leave 3e-10. */
+/* log(1+exp(x)) = max(x,0) + log1p(u), u = exp(-|x|) in (0,1]; log1p(u) = u P(u), P of degree 9
+ * (minimax of the relative error: 4.7e-9).  Above 20: x. */
 MBI_FN vf MBI_T(v_softplus)(vf x) {
     vf u = MBI_T(v_exp)(V_SUB(V_SET1(0.0f), V_ABS(x)));
-    vf s = V_DIV(u, V_ADD(V_SET1(2.0f), u));
-    vf s2 = V_MUL(s, s);
-    vf p = V_SET1(2.0f / 17.0f);
-    p = V_FMA(p, s2, V_SET1(2.0f / 15.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f / 13.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f / 11.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f / 9.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f / 7.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f / 5.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f / 3.0f));
-    p = V_FMA(p, s2, V_SET1(2.0f));
-    p = V_FMA(p, s, V_MAX(x, V_SET1(0.0f)));
+    vf p = V_SET1(-0.0032440247f);
+    p = V_FMA(p, u, V_SET1(0.0198514592f));
+    p = V_FMA(p, u, V_SET1(-0.0569595285f));
+    p = V_FMA(p, u, V_SET1(0.106036544f));
+    p = V_FMA(p, u, V_SET1(-0.153055921f));
+    p = V_FMA(p, u, V_SET1(0.196759388f));
+    p = V_FMA(p, u, V_SET1(-0.249541342f));
+    p = V_FMA(p, u, V_SET1(0.333299637f));
+    p = V_FMA(p, u, V_SET1(-0.499999017f));
+    p = V_FMA(p, u, V_SET1(1.0f));
+    p = V_FMA(p, u, V_MAX(x, V_SET1(0.0f)));
     return V_GT_SELECT(x, V_SET1(20.0f), x, p);
 }
 
@@ -2011,39 +2011,60 @@ MBI_KERNEL void MBI_T(mbi_k_prepare)(mamba_type type, const float *x, int n, int
 
 /* Columns [16*b, 16*b+16) of a panel as floats, [16 columns][16 rows]: exact values, the one
  * place that knows the byte layout of each type. */
-MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, const unsigned char *panel, int b, float *out) {
+MBI_FN void MBI_T(mbi_columns)(mamba_type type, const unsigned char *panel, int b,
+                               float *MBI_RESTRICT out) {
     int i;
     int c;
-    switch (w->type) {
+    switch (type) {
     case MAMBA_F32: memcpy(out, panel + (size_t)b * 1024, 1024); break;
     case MAMBA_F16:
+        for (i = 0; i < MBI_LANES; i += V_LANES) {
+            const unsigned char *u = panel + (size_t)b * 512 + 4 * i;
+            for (c = 0; c < 16; c += 2, u += 64) {
+                V_STORE(out + c * MBI_LANES + i, V_LOAD_F16_COL(u, 0));
+                V_STORE(out + (c + 1) * MBI_LANES + i, V_LOAD_F16_COL(u, 1));
+            }
+        }
+        break;
     case MAMBA_BF16:
-        for (c = 0; c < 16; c++) {
-            const unsigned char *unit = panel + (size_t)b * 512 + (size_t)(c / 2) * 64;
-            for (i = 0; i < MBI_LANES; i += V_LANES) {
-                vf v = w->type == MAMBA_F16 ? V_LOAD_F16_COL(unit + 4 * i, c % 2)
-                                            : V_LOAD_BF16_COL(unit + 4 * i, c % 2);
-                V_STORE(out + c * MBI_LANES + i, v);
+        for (i = 0; i < MBI_LANES; i += V_LANES) {
+            const unsigned char *u = panel + (size_t)b * 512 + 4 * i;
+            for (c = 0; c < 16; c += 2, u += 64) {
+                V_STORE(out + c * MBI_LANES + i, V_LOAD_BF16_COL(u, 0));
+                V_STORE(out + (c + 1) * MBI_LANES + i, V_LOAD_BF16_COL(u, 1));
             }
         }
         break;
     case MAMBA_Q8:
-    case MAMBA_Q4: {
-        size_t data = w->type == MAMBA_Q8 ? 1024 : 512;
-        const unsigned char *block = panel + (size_t)(b / 4) * (data + 64);
-        const unsigned char *scale = block + data + (size_t)(b % 4 / 2) * 32;
         for (i = 0; i < MBI_LANES; i += V_LANES) {
-            vf s = V_LOAD_F16(scale + 2 * i);
-            for (c = 0; c < 16; c++) {
-                int col = b % 4 * 16 + c;
-                vf v = w->type == MAMBA_Q8
-                           ? V_LOAD_I8_COL(block + (size_t)(col / 4) * 64 + 4 * i, col % 4)
-                           : V_LOAD_Q4_COL(block + (size_t)(col / 8) * 64 + 4 * i, col % 8);
-                V_STORE(out + c * MBI_LANES + i, V_MUL(v, s));
+            const unsigned char *block = panel + (size_t)(b / 4) * 1088;
+            const unsigned char *u = block + (size_t)(b % 4) * 256 + 4 * i;
+            vf s = V_LOAD_F16(block + 1024 + (size_t)(b % 4 / 2) * 32 + 2 * i);
+            for (c = 0; c < 16; c += 4, u += 64) {
+                V_STORE(out + c * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 0), s));
+                V_STORE(out + (c + 1) * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 1), s));
+                V_STORE(out + (c + 2) * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 2), s));
+                V_STORE(out + (c + 3) * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 3), s));
             }
         }
         break;
-    }
+    case MAMBA_Q4:
+        for (i = 0; i < MBI_LANES; i += V_LANES) {
+            const unsigned char *block = panel + (size_t)(b / 4) * 576;
+            const unsigned char *u = block + (size_t)(b % 4) * 128 + 4 * i;
+            vf s = V_LOAD_F16(block + 512 + (size_t)(b % 4 / 2) * 32 + 2 * i);
+            for (c = 0; c < 16; c += 8, u += 64) {
+                V_STORE(out + c * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 0), s));
+                V_STORE(out + (c + 1) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 1), s));
+                V_STORE(out + (c + 2) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 2), s));
+                V_STORE(out + (c + 3) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 3), s));
+                V_STORE(out + (c + 4) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 4), s));
+                V_STORE(out + (c + 5) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 5), s));
+                V_STORE(out + (c + 6) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 6), s));
+                V_STORE(out + (c + 7) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 7), s));
+            }
+        }
+        break;
     }
 }
 
@@ -2053,7 +2074,7 @@ MBI_KERNEL void MBI_T(mbi_k_row)(const mbi_mat *w, int row, float *out, size_t o
     int b;
     int c;
     for (b = 0; b * 16 < w->cols; b++) {
-        MBI_T(mbi_columns)(w, panel, b, columns);
+        MBI_T(mbi_columns)(w->type, panel, b, columns);
         for (c = 0; c < 16; c++) {
             out[(size_t)b * out_block + (size_t)c] =
                 b * 16 + c < w->cols ? columns[c * MBI_LANES + row % MBI_LANES] : 0.0f;
@@ -2061,50 +2082,181 @@ MBI_KERNEL void MBI_T(mbi_k_row)(const mbi_mat *w, int row, float *out, size_t o
     }
 }
 
-/* Generic product: 16 columns of a panel are expanded to floats once and used for all tokens; the
- * accumulators live in acc[t][16].  Token ranges are cut so that acc fits the scratch. */
+/* Sums of panel p and n tokens, `stride` floats from one token to the next, into y. */
+MBI_FN void MBI_T(mbi_gemm_finish)(const mbi_gemm *g, int p, int start, int n, const float *sum,
+                                   int stride) {
+    int n_rows = g->exact_rows ? mbi_min_int(MBI_LANES, g->w->rows - p * MBI_LANES) : MBI_LANES;
+    float *y = g->y + (size_t)p * g->y_panel + (size_t)start * g->y_token;
+    int t;
+    int i;
+    for (t = 0; t < n; t++, y += g->y_token, sum += stride) {
+        if (n_rows < MBI_LANES) {
+            for (i = 0; i < n_rows; i++) {
+                y[i] = g->add ? y[i] + sum[i] : sum[i];
+            }
+        } else if (g->add) {
+            for (i = 0; i < MBI_LANES; i += V_LANES) {
+                V_STORE(y + i, V_ADD(V_LOAD(y + i), V_LOAD(sum + i)));
+            }
+        } else {
+            for (i = 0; i < MBI_LANES; i += V_LANES) {
+                V_STORE(y + i, V_LOAD(sum + i));
+            }
+        }
+    }
+}
+
+/* One register block of a product: acc[t][v] += sum over 16*n_blocks columns of w[v] * x[t], for NV
+ * vectors of V_LANES rows and NT tokens.  Vector v lies in panel v*V_LANES/16 of w (`stride` floats
+ * apart).  Each accumulator stays in its register; per column NV loads, NT broadcasts and NV*NT
+ * FMAs.  acc: [token][acc_token]; x: blocked, x_block floats from one block of columns to the next. */
+#define MBI_V1(X, t) X(0, t)
+#define MBI_V2(X, t) X(0, t) X(1, t)
+#define MBI_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
+#define MBI_V8(X, t) MBI_V4(X, t) X(4, t) X(5, t) X(6, t) X(7, t)
+#define MBI_N1(V, X) X(V, 0)
+#define MBI_N6(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3) X(V, 4) X(V, 5)
+#define MBI_N10(V, X) MBI_N6(V, X) X(V, 6) X(V, 7) X(V, 8) X(V, 9)
+#define MBI_FMA_W(v, t)                                                                            \
+    vf w##v = V_LOAD(w[(v) * V_LANES / MBI_LANES] + c * MBI_LANES + (v) * V_LANES % MBI_LANES);
+#define MBI_FMA_IN(v, t) vf a##v##_##t = V_LOAD(acc + (t) * acc_token + (v) * V_LANES);
+#define MBI_FMA_OUT(v, t) V_STORE(acc + (t) * acc_token + (v) * V_LANES, a##v##_##t);
+#define MBI_FMA_ADD(v, t) a##v##_##t = V_FMA(w##v, xt, a##v##_##t);
+#define MBI_FMA_LOAD(V, t) V(MBI_FMA_IN, t)
+#define MBI_FMA_STORE(V, t) V(MBI_FMA_OUT, t)
+#define MBI_FMA_TOKEN(V, t)                                                                        \
+    xt = V_SET1(x[(t) * MBI_LANES + c]);                                                           \
+    V(MBI_FMA_ADD, t)
+#define MBI_FMA_KERNEL(name, NV, V, N)                                                             \
+    MBI_KERNEL void MBI_T(name)(const float *panel, size_t stride, const float *x, size_t x_block, \
+                                int n_blocks, float *acc, int acc_token) {                         \
+        const float *w[((NV) * V_LANES + MBI_LANES - 1) / MBI_LANES];                              \
+        int c;                                                                                     \
+        for (c = 0; c < (int)(sizeof w / sizeof w[0]); c++) {                                      \
+            w[c] = panel + (size_t)c * stride;                                                     \
+        }                                                                                          \
+        N(V, MBI_FMA_LOAD)                                                                         \
+        for (; n_blocks > 0; n_blocks--) {                                                         \
+            for (c = 0; c < 16; c++) {                                                             \
+                vf xt;                                                                             \
+                V(MBI_FMA_W, 0)                                                                    \
+                N(V, MBI_FMA_TOKEN)                                                                \
+            }                                                                                      \
+            for (c = 0; c < (int)(sizeof w / sizeof w[0]); c++) {                                  \
+                w[c] += 16 * MBI_LANES;                                                            \
+            }                                                                                      \
+            x += x_block;                                                                          \
+        }                                                                                          \
+        N(V, MBI_FMA_STORE)                                                                        \
+    }
+MBI_FMA_KERNEL(mbi_fma_6, V_GEMM_NV, V_GEMM_V, MBI_N6)
+MBI_FMA_KERNEL(mbi_fma_1, V_GEMV_NV, V_GEMV_V, MBI_N1)
+MBI_FMA_KERNEL(mbi_fma_v6, 1, MBI_V1, MBI_N6)
+MBI_FMA_KERNEL(mbi_fma_v10, 1, MBI_V1, MBI_N10)
+MBI_FMA_KERNEL(mbi_fma_v1, 1, MBI_V1, MBI_N1)
+#undef MBI_V1
+#undef MBI_V2
+#undef MBI_V4
+#undef MBI_V8
+#undef MBI_N1
+#undef MBI_N6
+#undef MBI_N10
+#undef MBI_FMA_W
+#undef MBI_FMA_IN
+#undef MBI_FMA_OUT
+#undef MBI_FMA_ADD
+#undef MBI_FMA_LOAD
+#undef MBI_FMA_STORE
+#undef MBI_FMA_TOKEN
+#undef MBI_FMA_KERNEL
+
+/* acc (n tokens, n_panels*16) += panels * x over n_blocks blocks of 16 columns: the largest
+ * register blocks that fit, then smaller ones.  Every output sees its columns in the same order. */
+MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels, const float *x,
+                                 size_t x_block, int n_blocks, int n, float *acc) {
+    int width = n_panels * MBI_LANES;
+    int t = 0;
+    int v;
+    for (; t < n;) {
+        const float *xt = x + (size_t)t * MBI_LANES;
+        float *a = acc + (size_t)t * (size_t)width;
+        int step = n - t >= 10 ? 10 : 1; /* of the single vectors */
+        v = 0;
+        if (n - t >= 6 && width >= V_GEMM_NV * V_LANES) {
+            step = 6;
+        }
+        for (; v < width;) {
+            const float *p = panel + (size_t)(v / MBI_LANES) * stride + v % MBI_LANES;
+            if (step == 6 && width - v >= V_GEMM_NV * V_LANES) {
+                MBI_T(mbi_fma_6)(p, stride, xt, x_block, n_blocks, a + v, width);
+                v += V_GEMM_NV * V_LANES;
+            } else if (step == 1 && width - v >= V_GEMV_NV * V_LANES) {
+                MBI_T(mbi_fma_1)(p, stride, xt, x_block, n_blocks, a + v, width);
+                v += V_GEMV_NV * V_LANES;
+            } else if (step == 10) {
+                MBI_T(mbi_fma_v10)(p, stride, xt, x_block, n_blocks, a + v, width);
+                v += V_LANES;
+            } else {
+                if (step == 6) {
+                    MBI_T(mbi_fma_v6)(p, stride, xt, x_block, n_blocks, a + v, width);
+                } else {
+                    MBI_T(mbi_fma_v1)(p, stride, xt, x_block, n_blocks, a + v, width);
+                }
+                v += V_LANES;
+            }
+        }
+        t += step;
+    }
+}
+
+/* The product in float32: groups of 4 panels; 128 columns of them at a time, expanded to floats in
+ * the scratch unless they are floats already (32 KiB: the first-level cache), then used for all
+ * tokens; the sums wait in the scratch from one block of columns to the next. */
 MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { MAX_T = 1024 };
+    enum { GROUP = 4, COLUMNS = 8, PANEL = COLUMNS * 16 * MBI_LANES };
     const mbi_mat *w = g->w;
+    float *expanded = (float *)g->scratch;
+    float *acc = expanded + GROUP * PANEL;
     const float *x = (const float *)g->x;
-    float *acc = (float *)g->scratch;
-    float columns[16 * MBI_LANES];
     size_t x_block = (size_t)g->n_tokens * MBI_LANES;
     int n_blocks = (w->cols + 15) / 16;
-    int p;
+    int max_t = mbi_min_int(768, 256 * 1024 / (n_blocks * 16) + 120); /* x: half the L2 cache */
     int start;
-    for (p = p0; p < p1; p++) {
-        const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
-        int n_rows = g->exact_rows ? mbi_min_int(MBI_LANES, w->rows - p * MBI_LANES) : MBI_LANES;
-        for (start = t0; start < t1; start += MAX_T) {
-            int n = mbi_min_int(MAX_T, t1 - start);
+    int p;
+    for (start = t0; start < t1; start += max_t) {
+        int n = mbi_min_int(max_t, t1 - start);
+        for (p = p0; p < p1; p += GROUP) {
+            int n_panels = mbi_min_int(GROUP, p1 - p);
+            int width = n_panels * MBI_LANES;
+            const unsigned char *data = w->data + (size_t)p * w->panel_bytes;
             int b;
-            int c;
             int i;
             int t;
             for (t = 0; t < n; t++) {
-                for (i = 0; i < MBI_LANES; i++) {
-                    acc[t * MBI_LANES + i] = g->bias ? g->bias[p * MBI_LANES + i] : 0.0f;
+                for (i = 0; i < width; i++) {
+                    acc[t * width + i] = g->bias ? g->bias[p * MBI_LANES + i] : 0.0f;
                 }
             }
-            for (b = 0; b < n_blocks; b++) {
-                MBI_T(mbi_columns)(w, panel, b, columns);
-                for (t = 0; t < n; t++) {
-                    const float *xt = x + (size_t)b * x_block + (size_t)(start + t) * MBI_LANES;
-                    for (i = 0; i < MBI_LANES; i += V_LANES) {
-                        vf a = V_LOAD(acc + t * MBI_LANES + i);
-                        for (c = 0; c < 16; c++) {
-                            a = V_FMA(V_LOAD(columns + c * MBI_LANES + i), V_SET1(xt[c]), a);
+            for (b = 0; b < n_blocks; b += COLUMNS) {
+                int count = mbi_min_int(COLUMNS, n_blocks - b);
+                const float *panel = (const float *)(const void *)(data + (size_t)b * 1024);
+                size_t stride = w->panel_bytes / sizeof(float);
+                if (w->type != MAMBA_F32) {
+                    for (i = 0; i < n_panels; i++) {
+                        for (t = 0; t < count; t++) {
+                            MBI_T(mbi_columns)(w->type, data + (size_t)i * w->panel_bytes, b + t,
+                                               expanded + i * PANEL + t * 16 * MBI_LANES);
                         }
-                        V_STORE(acc + t * MBI_LANES + i, a);
                     }
+                    panel = expanded;
+                    stride = PANEL;
                 }
+                MBI_T(mbi_fma_block)(panel, stride, n_panels,
+                                     x + (size_t)b * x_block + (size_t)start * MBI_LANES, x_block,
+                                     count, n, acc);
             }
-            for (t = 0; t < n; t++) {
-                float *y = g->y + (size_t)p * g->y_panel + (size_t)(start + t) * g->y_token;
-                for (i = 0; i < n_rows; i++) {
-                    y[i] = g->add ? y[i] + acc[t * MBI_LANES + i] : acc[t * MBI_LANES + i];
-                }
+            for (i = 0; i < n_panels; i++) {
+                MBI_T(mbi_gemm_finish)(g, p + i, start, n, acc + i * MBI_LANES, width);
             }
         }
     }
@@ -2133,6 +2285,10 @@ static const mamba_target mbi_target_avx512 = {"avx512", MBI_CPU_AVX512, {MBI_KE
 #undef MBI_KERNEL
 #undef V_LANES
 #undef V_GROUP
+#undef V_GEMM_V
+#undef V_GEMM_NV
+#undef V_GEMV_V
+#undef V_GEMV_NV
 #undef V_SCALE2_NEG
 #undef MBI_HAVE_EXP2
 #undef vf
