@@ -1568,6 +1568,10 @@ MBI_FN float32x4_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
     return vcvtq_f32_s32(vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_s8(v), 24), 24));
 }
 #define V_LOAD_Q4_COL(p, i) MBI_T(v_q4_col)((p), (i))
+#define V_GEMM_V MBI_V4
+#define V_GEMM_NV 4
+#define V_GEMV_V MBI_V8
+#define V_GEMV_NV 8
 #endif /* MBI_NEON */
 
 /* ------------------------------------------------------------------------------------------------
@@ -1632,6 +1636,10 @@ MBI_FN v128_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
     return wasm_f32x4_convert_i32x4(wasm_i32x4_shr(wasm_i32x4_shl(u, 24), 24));
 }
 #define V_LOAD_Q4_COL(p, i) MBI_T(v_q4_col)((p), (i))
+#define V_GEMM_V MBI_V2
+#define V_GEMM_NV 2
+#define V_GEMV_V MBI_V8
+#define V_GEMV_NV 8
 #endif /* MBI_WASM */
 
 /* ------------------------------------------------------------------------------------------------
