@@ -1,0 +1,650 @@
+/*  kernels.c: every kernel of every target that this machine can run, against references in double written
+ *  from the contracts in @@kernel_list and the byte layouts in @@format, and bit for bit against itself under
+ *  other cuts of the same work.
+ */
+#define _POSIX_C_SOURCE 200809L
+#define MAMBA_STATIC
+#define MAMBA_IMPLEMENTATION
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+#include "mamba.h"
+#include "test.h"
+
+static const mamba_target *target; /* under test */
+static uint32_t seed = 1;
+
+static float uniform(void) { /* (-1, 1) */
+    seed = seed * 1664525u + 1013904223u;
+    return (float)(int32_t)seed * (1.0f / 2147483648.0f);
+}
+
+/* Roughly normal, with a rare large one. */
+static float value(void) {
+    float v = (uniform() + uniform() + uniform()) * 0.7f;
+    return (seed & 0x3f000u) == 0 ? v * 8.0f : v;
+}
+
+static void *take(size_t bytes) {
+    void *p = NULL;
+    bytes = (bytes + 127) / 64 * 64;
+    if (posix_memalign(&p, 64, bytes) != 0) {
+        abort();
+    }
+    memset(p, 0, bytes);
+    return p;
+}
+
+/* ---- weights: a matrix in the bytes of the file and, apart from it, as doubles ---------------- */
+typedef struct weights {
+    mbi_mat mat;
+    unsigned char *bytes;
+    double *w; /* (rows, cols) */
+} weights;
+
+static const mamba_type types[] = {MAMBA_F32, MAMBA_F16, MAMBA_BF16, MAMBA_Q8, MAMBA_Q4};
+static const char *const type_names[] = {"f32", "f16", "bf16", "q8", "q4"};
+static const signed char codebook[16] = {MBI_Q4_VALUES};
+
+static double half_value(unsigned h) {
+    int e = (int)(h >> 10 & 31);
+    double m = (double)(h & 1023) / 1024.0;
+    double v = e == 0 ? ldexp(m, -14) : ldexp(1.0 + m, e - 15);
+    return h & 0x8000 ? -v : v;
+}
+
+static void put16(unsigned char *p, unsigned v) {
+    p[0] = (unsigned char)v;
+    p[1] = (unsigned char)(v >> 8);
+}
+
+/* One weight, written where @@format says, and its value; scales are set beforehand. */
+static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
+    float f = value() * 0.1f;
+    uint32_t bits;
+    unsigned h;
+    memcpy(&bits, &f, 4);
+    switch (type) {
+    case MAMBA_F32:
+        memcpy(panel + (size_t)c * 64 + r * 4, &f, 4);
+        return (double)f;
+    case MAMBA_F16: /* any half below 0.25, subnormals too */
+        h = bits % 0x3400u + (bits & 0x8000u);
+        put16(panel + (size_t)(c / 2) * 64 + r * 4 + c % 2 * 2, h);
+        return half_value(h);
+    case MAMBA_BF16:
+        put16(panel + (size_t)(c / 2) * 64 + r * 4 + c % 2 * 2, bits >> 16);
+        bits &= 0xffff0000u;
+        memcpy(&f, &bits, 4);
+        return (double)f;
+    case MAMBA_Q8: {
+        unsigned char *block = panel + (size_t)(c / 64) * 1088;
+        int q = (int)(bits >> 5 & 255) - 128;
+        q = q < -127 ? -127 : q;
+        block[c % 64 / 4 * 64 + r * 4 + c % 4] = (unsigned char)q;
+        return q * half_value((unsigned)block[1024 + c % 64 / 32 * 32 + 2 * r] |
+                              (unsigned)block[1025 + c % 64 / 32 * 32 + 2 * r] << 8);
+    }
+    case MAMBA_Q4: {
+        unsigned char *block = panel + (size_t)(c / 64) * 576;
+        unsigned char *at = block + c % 64 / 8 * 64 + r * 4 + c % 4;
+        unsigned q = bits >> 5 & 15;
+        *at = (unsigned char)(c % 8 < 4 ? (*at & 0xf0u) | q : (*at & 15u) | q << 4);
+        return codebook[q] * half_value((unsigned)block[512 + c % 64 / 32 * 32 + 2 * r] |
+                                        (unsigned)block[513 + c % 64 / 32 * 32 + 2 * r] << 8);
+    }
+    }
+    return 0;
+}
+
+static void weights_make(weights *w, mamba_type type, int rows, int cols) {
+    int n_panels = (rows + 15) / 16;
+    size_t panel_bytes = (size_t)mbi_panel_bytes(type, (uint64_t)cols);
+    int r;
+    int c;
+    w->bytes = (unsigned char *)take(panel_bytes * (size_t)n_panels);
+    w->w = (double *)take(sizeof(double) * (size_t)rows * (size_t)cols);
+    memset(&w->mat, 0, sizeof w->mat);
+    w->mat.data = w->bytes;
+    w->mat.panel_bytes = panel_bytes;
+    w->mat.type = type;
+    w->mat.n_panels = n_panels;
+    w->mat.rows = rows;
+    w->mat.cols = cols;
+    for (r = 0; r < rows; r++) {
+        unsigned char *panel = w->bytes + (size_t)(r / 16) * panel_bytes;
+        size_t data = type == MAMBA_Q8 ? 1024 : 512;
+        for (c = 0; c < cols && type >= MAMBA_Q8; c += 32) {
+            put16(panel + (size_t)(c / 64) * (data + 64) + data + (size_t)(c % 64 / 32 * 32 + 2 * (r % 16)),
+                  0x1000u + (seed >> 8 & 0x7ffu)); /* 0.0005 to 0.002 */
+            (void)uniform();
+        }
+        for (c = 0; c < cols; c++) {
+            w->w[(size_t)r * (size_t)cols + (size_t)c] = put_weight(panel, type, r % 16, c);
+        }
+    }
+}
+
+static void weights_free(weights *w) {
+    free(w->bytes);
+    free(w->w);
+}
+
+/* ---- activations: blocked, and the product in double ---------------------------------------- */
+static float *blocked_make(int n, int n_tokens) {
+    float *x = (float *)take(sizeof(float) * (size_t)((n + 15) / 16 * 16) * (size_t)n_tokens);
+    int c;
+    int t;
+    for (t = 0; t < n_tokens; t++) {
+        for (c = 0; c < n; c++) {
+            x[(c / 16 * n_tokens + t) * 16 + c % 16] = value();
+        }
+    }
+    return x;
+}
+
+static float at(const float *x, int n_tokens, int c, int t) {
+    return x[(c / 16 * n_tokens + t) * 16 + c % 16];
+}
+
+/* One product through prepare and gemm, cut into n_cuts ranges of panels or of tokens. */
+static void product(const weights *w, const float *x, int n_tokens, const float *bias, int add, int exact,
+                    float *y, size_t y_panel, size_t y_token, int n_cuts, int by_token) {
+    const mbi_kernels *k = &target->k;
+    size_t bytes = k->prepared_bytes(w->mat.type, w->mat.cols, n_tokens);
+    void *prepared = take(bytes);
+    int n_tiles = (n_tokens + 15) / 16;
+    int i;
+    mbi_gemm g;
+    memset(&g, 0, sizeof g);
+    g.w = &w->mat;
+    g.x = x;
+    g.n_tokens = n_tokens;
+    g.add = add;
+    g.exact_rows = exact;
+    g.bias = bias;
+    g.y = y;
+    g.y_panel = y_panel;
+    g.y_token = y_token;
+    g.scratch = take(MBI_GEMM_SCRATCH);
+    memset(g.scratch, 0xff, MBI_GEMM_SCRATCH); /* NaNs: nothing may be read before it is written */
+    if (bytes != 0) {
+        memset(prepared, 0xff, bytes);
+        for (i = n_cuts - 1; i >= 0; i--) {
+            int t0 = mbi_split(n_tiles, n_cuts, i) * 16;
+            int t1 = mbi_min_int(mbi_split(n_tiles, n_cuts, i + 1) * 16, n_tokens);
+            if (t0 < t1) {
+                k->prepare(w->mat.type, x, w->mat.cols, n_tokens, t0, t1, prepared);
+            }
+        }
+        g.x = prepared;
+    }
+    for (i = 0; i < n_cuts; i++) {
+        if (by_token) {
+            int t0 = mbi_split(n_tiles, n_cuts, i) * 16;
+            int t1 = mbi_min_int(mbi_split(n_tiles, n_cuts, i + 1) * 16, n_tokens);
+            if (t0 < t1) {
+                k->gemm(&g, 0, w->mat.n_panels, t0, t1);
+            }
+        } else {
+            k->gemm(&g, mbi_split(w->mat.n_panels, n_cuts, i), mbi_split(w->mat.n_panels, n_cuts, i + 1), 0,
+                    n_tokens);
+        }
+    }
+    free(g.scratch);
+    free(prepared);
+}
+
+/* Largest error of one output allowed by the arithmetic that @@kernel_list states for the target and type:
+ * `sum` is sum |w x|, `group` is sum over groups of 32 columns of sum |w| * max |x|. */
+static double product_bound(mamba_type type, int cols, double sum, double group) {
+    const char *name = target->name;
+    double bound = (cols + 8) * ldexp(sum, -24);
+    if (strcmp(name, "amx") == 0 || strcmp(name, "avx512bf16") == 0) {
+        if (type == MAMBA_BF16 || type == MAMBA_F16) {
+            bound += ldexp(sum, -15);
+        } else if (type == MAMBA_Q8 || type == MAMBA_Q4) {
+            bound += ldexp(sum, -7);
+        }
+        bound += 1e-30; /* products of denormals count as 0 */
+    } else if (strcmp(name, "avx512vnni") == 0 && (type == MAMBA_Q8 || type == MAMBA_Q4)) {
+        bound += group / 254 * 1.01;
+    }
+    return bound;
+}
+
+static void check_product(mamba_type type, int rows, int cols, int n_tokens) {
+    weights w;
+    float *x = blocked_make(cols, n_tokens);
+    int width = (rows + 15) / 16 * 16;
+    size_t n_y = (size_t)width * (size_t)n_tokens;
+    float *y = (float *)take(sizeof(float) * n_y);
+    float *other = (float *)take(sizeof(float) * n_y);
+    float *bias = (float *)take(sizeof(float) * (size_t)width);
+    float *out = (float *)take(sizeof(float) * (size_t)(cols + 16));
+    int bad = 0;
+    int r;
+    int t;
+    int c;
+    int i;
+    weights_make(&w, type, rows, cols);
+    for (i = 0; i < rows; i++) {
+        bias[i] = value();
+    }
+    product(&w, x, n_tokens, NULL, 0, 0, y, (size_t)n_tokens * 16, 16, 1, 0);
+    for (r = 0; r < rows && !bad; r++) {
+        for (t = 0; t < n_tokens && !bad; t++) {
+            double exact = 0;
+            double sum = 0;
+            double group = 0;
+            double most = 0;
+            double weight = 0;
+            for (c = 0; c < cols; c++) {
+                double a = w.w[(size_t)r * (size_t)cols + (size_t)c];
+                double b = (double)at(x, n_tokens, c, t);
+                if (c % 32 == 0) {
+                    group += most * weight;
+                    most = weight = 0;
+                }
+                most = fabs(b) > most ? fabs(b) : most;
+                weight += fabs(a);
+                exact += a * b;
+                sum += fabs(a * b);
+            }
+            group += most * weight;
+            if (!(fabs((double)at(y, n_tokens, r, t) - exact) <= product_bound(type, cols, sum, group))) {
+                printf("%s %s (%d, %d) x %d: row %d token %d: %g, exact %g, allowed %g\n", target->name,
+                       type_names[type], rows, cols, n_tokens, r, t, (double)at(y, n_tokens, r, t), exact,
+                       product_bound(type, cols, sum, group));
+                bad = 1;
+            }
+        }
+    }
+    CHECK(!bad);
+    /* the same bits for every cut */
+    for (i = 2; i <= 4; i++) {
+        memset(other, 0, sizeof(float) * n_y);
+        product(&w, x, n_tokens, NULL, 0, 0, other, (size_t)n_tokens * 16, 16, i, i == 4);
+        CHECK(memcmp(y, other, sizeof(float) * n_y) == 0);
+    }
+    /* one token at a time, with a bias, added to what is there, stored row-major and only the true rows */
+    product(&w, x, n_tokens, bias, 0, 0, y, (size_t)n_tokens * 16, 16, 1, 0);
+    for (t = 0; t < n_tokens; t++) {
+        float *one = (float *)take(sizeof(float) * (size_t)((cols + 15) / 16 * 16));
+        float *row = (float *)take(sizeof(float) * (size_t)width);
+        for (c = 0; c < cols; c++) {
+            one[c] = at(x, n_tokens, c, t);
+        }
+        for (r = 0; r < width; r++) {
+            row[r] = r < rows ? (float)r : 777.0f;
+        }
+        product(&w, one, 1, bias, 1, 1, row, 16, (size_t)width, 1, 0);
+        for (r = 0; r < width; r++) {
+            bad |= r < rows ? row[r] != (float)r + at(y, n_tokens, r, t) : row[r] != 777.0f;
+        }
+        free(one);
+        free(row);
+    }
+    CHECK(!bad);
+    for (r = 0; r < rows; r += 7) {
+        target->k.row(&w.mat, r, out, 16);
+        for (c = 0; c < cols; c++) {
+            bad |= (double)out[c] != w.w[(size_t)r * (size_t)cols + (size_t)c];
+        }
+    }
+    CHECK(!bad);
+    weights_free(&w);
+    free(x);
+    free(y);
+    free(other);
+    free(bias);
+    free(out);
+}
+
+TEST(products) {
+    static const int rows[] = {1, 16, 48, 83, 160};
+    static const int cols[] = {1, 16, 31, 48, 63, 65, 130, 200, 777};
+    int type;
+    int i;
+    int j;
+    int turn = 0;
+    for (type = 0; type < 5; type++) {
+        for (i = 0; i < 5; i++) {
+            for (j = 0; j < 9; j++) {
+                check_product(types[type], rows[i], cols[j], 1 + turn++ % 40);
+            }
+        }
+        check_product(types[type], 40, 1100, 100);
+        check_product(types[type], 33, 70, 530);
+    }
+}
+
+/* ---- element by element --------------------------------------------------------------------- */
+static double ulps(double got, double exact) {
+    int e;
+    if (got == exact) {
+        return 0;
+    }
+    (void)frexp(exact, &e);
+    return fabs(got - exact) / ldexp(1.0, e - 24 < -149 ? -149 : e - 24);
+}
+
+static double silu(double x) {
+    return x / (1.0 + exp(-x));
+}
+
+static double softplus(double x) {
+    return x > 20 ? x : log1p(exp(x));
+}
+
+TEST(elementary) {
+    enum { N = 1 << 16 };
+    float *x = (float *)take(sizeof(float) * N);
+    float *y = (float *)take(sizeof(float) * N);
+    float bias[16];
+    double worst[3] = {0, 0, 0};
+    int i;
+    for (i = 0; i < N; i++) {
+        x[i] = uniform() * (i % 3 == 0 ? 86.0f : i % 3 == 1 ? 8.0f : 0.01f);
+    }
+    for (i = 0; i < 16; i++) {
+        bias[i] = uniform() * 4;
+    }
+    target->k.exp(x, y, N);
+    for (i = 0; i < N; i++) {
+        worst[0] = fmax(worst[0], ulps((double)y[i], exp((double)x[i])));
+    }
+    target->k.silu(x, y, N);
+    for (i = 0; i < N; i++) {
+        worst[1] = fmax(worst[1], ulps((double)y[i], silu((double)x[i])));
+    }
+    target->k.softplus(x, NULL, y, N);
+    for (i = 0; i < N; i++) {
+        worst[2] = fmax(worst[2], ulps((double)y[i], softplus((double)x[i])));
+    }
+    CHECK_NEAR(worst[0], 0, 2.0);
+    CHECK_NEAR(worst[1], 0, 4.0);
+    CHECK_NEAR(worst[2], 0, 4.0);
+    target->k.softplus(x, bias, y, N);
+    for (i = 0; i < N; i += 5) {
+        double exact = softplus((double)(float)(x[i] + bias[i % 16]));
+        CHECK_NEAR(y[i], exact, 4e-7 * exact + 1e-37);
+    }
+    for (i = 0; i < 16; i++) {
+        static const float special[] = {0.0f, 1e30f, -1e30f, 88.8f, -88.8f, 100.0f, -100.0f, -104.5f};
+        x[i] = special[i % 8];
+    }
+    target->k.exp(x, y, 16);
+    CHECK(y[0] == 1.0f && y[2] == 0.0f && y[3] > 3e38f && y[5] > 3e38f && y[7] <= 1e-38f);
+    target->k.silu(x, y, 16);
+    CHECK(y[0] == 0.0f && y[1] == 1e30f && fabsf(y[2]) <= 1e-30f && y[5] == 100.0f && fabsf(y[6]) < 1e-36f);
+    target->k.softplus(x, NULL, y, 16);
+    CHECK(fabs((double)y[0] - 0.6931471805599453) < 1e-7 && y[1] == 1e30f && y[2] == 0.0f && y[5] == 100.0f);
+    for (i = 0; i < 16; i++) {
+        x[i] = i % 2 ? (float)NAN : 1.0f;
+    }
+    target->k.exp(x, y, 16);
+    CHECK(y[1] != y[1] && y[0] == y[0]);
+    target->k.silu(x, y, 16);
+    CHECK(y[1] != y[1] && y[0] == y[0]);
+    target->k.softplus(x, NULL, y, 16);
+    CHECK(y[1] != y[1] && y[0] == y[0]);
+    free(x);
+    free(y);
+}
+
+TEST(rmsnorm) {
+    static const int widths[] = {1, 16, 17, 100, 768};
+    int i;
+    for (i = 0; i < 5; i++) {
+        int n = widths[i];
+        int n_tokens = 21;
+        float *x = blocked_make(n, n_tokens);
+        float *y = blocked_make(n, n_tokens);
+        float *z = blocked_make(n, n_tokens);
+        float *w = blocked_make(n, 1);
+        int t;
+        int c;
+        target->k.rmsnorm(x, w, 1e-5f, n, n_tokens, 0, n_tokens, y);
+        for (t = 0; t < n_tokens; t++) {
+            double sum = 0;
+            for (c = 0; c < n; c++) {
+                sum += (double)at(x, n_tokens, c, t) * (double)at(x, n_tokens, c, t);
+            }
+            for (c = 0; c < n; c++) {
+                double exact = (double)at(x, n_tokens, c, t) / sqrt(sum / n + 1e-5) * (double)w[c];
+                CHECK_NEAR(at(y, n_tokens, c, t), exact, fabs(exact) * (n / 16.0 + 8) * 6e-8);
+            }
+        }
+        memcpy(z, x, sizeof(float) * (size_t)((n + 15) / 16 * 16 * n_tokens));
+        target->k.rmsnorm(z, w, 1e-5f, n, n_tokens, 16, n_tokens, z);
+        target->k.rmsnorm(z, w, 1e-5f, n, n_tokens, 0, 16, z);
+        CHECK(memcmp(y, z, sizeof(float) * (size_t)((n + 15) / 16 * 16 * n_tokens)) == 0);
+        free(x);
+        free(y);
+        free(z);
+        free(w);
+    }
+}
+
+TEST(convolution) {
+    int d_conv;
+    for (d_conv = 1; d_conv <= 8; d_conv++) {
+        enum { T = 37 };
+        float *x = blocked_make(16, T);
+        float *y = blocked_make(16, T);
+        float *z = blocked_make(16, T);
+        float *w = blocked_make(16 * 8, 1);
+        float *state = blocked_make(16 * 8, 1);
+        float *start = (float *)take(16 * 8 * 4);
+        float *b = blocked_make(16, 1);
+        int t;
+        int c;
+        int j;
+        memcpy(start, state, 16 * 8 * 4);
+        target->k.conv(x, w, b, d_conv, 1, T, state, 16, y);
+        for (t = 0; t < T; t++) {
+            for (c = 0; c < 16; c++) {
+                double sum = (double)b[c];
+                double size = fabs(sum);
+                for (j = 0; j < d_conv; j++) {
+                    int from = t - (d_conv - 1) + j;
+                    double in = (double)(from >= 0 ? x[from * 16 + c] : start[(from + d_conv - 1) * 16 + c]);
+                    sum += (double)w[j * 16 + c] * in;
+                    size += fabs((double)w[j * 16 + c] * in);
+                }
+                CHECK_NEAR(y[t * 16 + c], silu(sum), 1e-6 * size);
+            }
+        }
+        for (j = 0; j < d_conv - 1; j++) {
+            CHECK(memcmp(state + j * 16, x + (T - (d_conv - 1) + j) * 16, 64) == 0);
+        }
+        /* cut anywhere: the same bits */
+        memcpy(z, x, sizeof(float) * 16 * T);
+        target->k.conv(z, w, b, d_conv, 1, 2, start, 16, z);
+        target->k.conv(z + 32, w, b, d_conv, 1, 1, start, 16, z + 32);
+        target->k.conv(z + 48, w, b, d_conv, 1, T - 3, start, 16, z + 48);
+        CHECK(memcmp(y, z, sizeof(float) * 16 * T) == 0);
+        CHECK(memcmp(state, start, (size_t)(d_conv - 1) * 64) == 0);
+        target->k.conv(x, w, NULL, d_conv, 0, 1, start, 16, y);
+        free(x);
+        free(y);
+        free(z);
+        free(w);
+        free(state);
+        free(start);
+        free(b);
+    }
+}
+
+static void check_scan(int d_state, int n_tokens, int gate) {
+    int blocks = (d_state + 15) / 16;
+    float *x = blocked_make(16, n_tokens);
+    float *dt = blocked_make(16, n_tokens);
+    float *z = blocked_make(16, n_tokens);
+    float *B = blocked_make(d_state, n_tokens);
+    float *C = blocked_make(d_state, n_tokens);
+    float *A = (float *)take(sizeof(float) * (size_t)d_state * 16);
+    float *h = (float *)take(sizeof(float) * (size_t)blocks * 256);
+    float *h2 = (float *)take(sizeof(float) * (size_t)blocks * 256);
+    float *y = (float *)take(sizeof(float) * (size_t)n_tokens * 16);
+    float *x2 = (float *)take(sizeof(float) * (size_t)n_tokens * 16);
+    float *D = blocked_make(16, 1);
+    mbi_scan_block s;
+    int bad = 0;
+    int c;
+    int n;
+    int t;
+    for (t = 0; t < n_tokens * 16; t++) {
+        dt[t] = (float)softplus((double)dt[t] * 3 - 2);
+        x2[t] = x[t];
+    }
+    for (n = 0; n < d_state * 16; n++) {
+        A[n] = -(float)(n / 16 + 1) * (1.0f + 0.3f * uniform());
+        h2[n] = h[n] = value();
+    }
+    memset(&s, 0, sizeof s);
+    s.x = x;
+    s.dt = dt;
+    s.z = gate ? z : NULL;
+    s.A = A;
+    s.B = B;
+    s.C = C;
+    s.D = gate ? D : NULL;
+    s.h = h2;
+    s.y = y;
+    s.bc_block = (size_t)n_tokens * 16;
+    s.bc_token = 16;
+    s.position = 5;
+    s.n_tokens = n_tokens;
+    s.d_state = d_state;
+    target->k.scan_block(&s);
+    for (c = 0; c < 16; c++) {
+        double state[160];
+        double size[160]; /* of the terms that made the state */
+        for (n = 0; n < d_state; n++) {
+            state[n] = (double)h[n * 16 + c];
+            size[n] = fabs(state[n]);
+        }
+        for (t = 0; t < n_tokens; t++) {
+            double sum = gate ? (double)D[c] * (double)x[t * 16 + c] : 0;
+            double scale = fabs(sum);
+            for (n = 0; n < d_state; n++) {
+                double a = exp((double)dt[t * 16 + c] * (double)A[n * 16 + c]);
+                double in = (double)dt[t * 16 + c] * (double)x[t * 16 + c] * (double)at(B, n_tokens, n, t);
+                state[n] = a * state[n] + in;
+                size[n] = a * size[n] + fabs(in);
+                sum += state[n] * (double)at(C, n_tokens, n, t);
+                scale += size[n] * fabs((double)at(C, n_tokens, n, t));
+            }
+            if (gate) {
+                sum *= silu((double)z[t * 16 + c]);
+                scale *= fabs((double)z[t * 16 + c]);
+            }
+            if (!(fabs((double)y[t * 16 + c] - sum) <= (30 + d_state) * 6e-8 * scale + 1e-30)) {
+                if (!bad) {
+                    printf("%s d_state %d token %d: %g, exact %g\n", target->name, d_state, t,
+                           (double)y[t * 16 + c], sum);
+                }
+                bad = 1;
+            }
+        }
+    }
+    CHECK(!bad);
+    /* in place and cut into pieces: the same bits */
+    for (t = 0; t < n_tokens;) {
+        int piece = mbi_min_int(t == 0 ? 1 : 9, n_tokens - t);
+        s.x = s.y = x2 + t * 16;
+        s.dt = dt + t * 16;
+        s.z = gate ? z + t * 16 : NULL;
+        s.B = B + t * 16;
+        s.C = C + t * 16;
+        s.h = h;
+        s.position = 5 + (uint64_t)t;
+        s.n_tokens = piece;
+        target->k.scan_block(&s);
+        t += piece;
+    }
+    CHECK(memcmp(y, x2, sizeof(float) * (size_t)n_tokens * 16) == 0);
+    CHECK(memcmp(h, h2, sizeof(float) * (size_t)d_state * 16) == 0);
+    free(x);
+    free(dt);
+    free(z);
+    free(B);
+    free(C);
+    free(A);
+    free(h);
+    free(h2);
+    free(y);
+    free(x2);
+    free(D);
+}
+
+TEST(scan) {
+    static const int states[] = {1, 2, 7, 8, 9, 15, 16, 17, 24, 32, 40, 128};
+    int i;
+    for (i = 0; i < 12; i++) {
+        check_scan(states[i], 1 + i * 13, i % 2);
+        check_scan(states[i], 20, 1 - i % 2);
+    }
+}
+
+/* No state stays denormal past the next flush, and a decay far below the range is a clean zero. */
+TEST(scan_tiny_states) {
+    enum { T = 64 };
+    float *zero = (float *)take(sizeof(float) * T * 16);
+    float *dt = (float *)take(sizeof(float) * T * 16);
+    float *y = (float *)take(sizeof(float) * T * 16);
+    float *A = (float *)take(sizeof(float) * 256);
+    float *h = (float *)take(sizeof(float) * 256);
+    mbi_scan_block s;
+    int i;
+    for (i = 0; i < T * 16; i++) {
+        dt[i] = 1.0f;
+    }
+    for (i = 0; i < 256; i++) {
+        A[i] = i < 128 ? -8.0f : -1e6f;
+        h[i] = 1.0f;
+    }
+    memset(&s, 0, sizeof s);
+    s.x = zero;
+    s.dt = dt;
+    s.A = A;
+    s.B = s.C = zero;
+    s.h = h;
+    s.y = y;
+    s.bc_block = T * 16;
+    s.bc_token = 16;
+    s.n_tokens = 1;
+    s.d_state = 16;
+    target->k.scan_block(&s);
+    CHECK(h[0] > 3e-4f && h[0] < 4e-4f && h[255] == 0.0f);
+    s.position = 1;
+    s.n_tokens = 15;
+    target->k.scan_block(&s);
+    for (i = 0; i < 256; i++) {
+        CHECK(h[i] == 0.0f || fabsf(h[i]) >= 7.8e-31f);
+    }
+    free(zero);
+    free(dt);
+    free(y);
+    free(A);
+    free(h);
+}
+
+TEST_MAIN("kernels") {
+    int i;
+    for (i = 0; mamba_target_at(i); i++) {
+        target = mamba_target_at(i);
+        if (!mamba_target_usable(target)) {
+            printf("target %s: skipped: this machine can't run it\n", target->name);
+            continue;
+        }
+        RUN(products);
+        RUN(elementary);
+        RUN(rmsnorm);
+        RUN(convolution);
+        RUN(scan);
+        RUN(scan_tiny_states);
+    }
+}
