@@ -200,7 +200,9 @@ static const char *scratch(const char *name)
 {
     static char path[600];
     int known = 0;
-    (void)snprintf(path, sizeof path, "%s/%s", scratch_folder, name);
+    if (snprintf(path, sizeof path, "%s/%s", scratch_folder, name) >= (int)sizeof path) {
+        abort();
+    }
     for (int i = 0; i < scratch_count; i++) {
         known = known || strcmp(scratch_files[i], name) == 0;
     }
@@ -1760,6 +1762,105 @@ TEST(G13_not_a_file)
     weights_case("G13 link", "link.safetensors", TL_OK, "");
 }
 
+/* R18: data and records behind 4 GiB, in sparse files. As in real torch files, the zip64 field of a
+ * record behind 4 GiB holds only its offset, and its descriptor has sizes of 8 bytes. */
+static int put_large_zip(const char *name)
+{
+    const uint64_t gap = ((uint64_t)5 << 30) + 64;
+    buf b = {NULL, 0, 0}, *pickle = &torch_parts[PART_PICKLE].data;
+    zip_part big = {"m/data/0", {NULL, 0, 0}};
+    FILE *f;
+    uint64_t directory, at[2];
+    int ok;
+    torch_good();
+    pk_state_dict(pickle, pk_good, 1);
+    at[0] = 0;
+    build_zip_local(&b, &torch_parts[PART_PICKLE], 0, ZIP_TORCH,
+                    zip_crc(0, pickle->bytes, pickle->n));
+    scratch_put(name, b.bytes, b.n);
+    b.n = 0;
+    at[1] = gap;
+    big.data = torch_parts[PART_0].data;
+    build_zip_local(&b, &big, 1, ZIP_WIDE_DESCRIPTOR, zip_crc(0, big.data.bytes, big.data.n));
+    directory = gap + b.n;
+    for (int i = 0; i < 2; i++) {
+        const zip_part *p = i == 0 ? &torch_parts[PART_PICKLE] : &big;
+        size_t start = b.n;
+        zip_at.local[i] = 0;
+        build_zip_central(&b, p, i, ZIP_TORCH, zip_crc(0, p->data.bytes, p->data.n));
+        if (i == 1) {
+            buf_set(&b, start + 30, 2, 12);
+            buf_set(&b, start + 42, 4, 0xffffffffu);
+            buf_le(&b, 2, 1);
+            buf_le(&b, 2, 8);
+            buf_le(&b, 8, at[1]);
+        }
+    }
+    {
+        uint64_t size = gap + b.n - directory, wide = gap + b.n;
+        buf_le(&b, 4, 0x06064b50);
+        buf_le(&b, 8, 44);
+        buf_le(&b, 4, 0x002d031e);
+        buf_le(&b, 8, 0);
+        buf_le(&b, 8, 2);
+        buf_le(&b, 8, 2);
+        buf_le(&b, 8, size);
+        buf_le(&b, 8, directory);
+        buf_le(&b, 4, 0x07064b50);
+        buf_le(&b, 4, 0);
+        buf_le(&b, 8, wide);
+        buf_le(&b, 4, 1);
+        buf_le(&b, 4, 0x06054b50);
+        buf_le(&b, 4, 0);
+        buf_le(&b, 4, 0x00020002);
+        buf_le(&b, 4, size);
+        buf_le(&b, 4, 0xffffffffu);
+        buf_le(&b, 2, 0);
+    }
+    f = fopen(scratch(name), "r+b");
+    ok = f != NULL && fseeko(f, (off_t)gap, SEEK_SET) == 0 && fwrite(b.bytes, 1, b.n, f) == b.n;
+    ok = f != NULL && fclose(f) == 0 && ok;
+    buf_free(&b);
+    return ok;
+}
+
+TEST(R18_large)
+{
+    static const char header[] = "{" E("big", "U8", "5368709120", 0, 5368709120) ","
+                                 E("tail", "F32", "2", 5368709120, 5368709128) "}";
+    static const unsigned char two[8] = {0, 0, 0x80, 0x3f, 0, 0, 0, 0x40};
+    ck_source *ck;
+    tl_error err;
+    float out[6];
+    FILE *f;
+    memset(&err, 0, sizeof err);
+    put_safetensors("x.safetensors", header, 0);
+    f = fopen(scratch("x.safetensors"), "r+b");
+    REQUIRE(f != NULL);
+    if (fseeko(f, (off_t)(8 + sizeof header - 1) + ((off_t)5 << 30), SEEK_SET) != 0 ||
+        fwrite(two, 1, 8, f) != 8 || fclose(f) != 0) {
+        scratch_clear();
+        SKIP("this file system holds no sparse file of 5 GiB");
+    }
+    REQUIRE(ck_open_weights(scratch("x.safetensors"), &ck, &err) == TL_OK);
+    CHECK(ck_read_f32(ck, ck_find(ck, "tail"), 0, 2, out, &err) == TL_OK);
+    CHECK(out[0] == 1.0f && out[1] == 2.0f && ck_find(ck, "big")->count == (uint64_t)5 << 30);
+    CHECK(ck_read_raw(ck, ck_find(ck, "big"), ((uint64_t)5 << 30) - 1, 1, out, &err) == TL_OK);
+    ck_close(ck);
+    REQUIRE(put_large_zip("x.bin"));
+    if (ck_open_weights(scratch("x.bin"), &ck, &err) != TL_OK) {
+        FAIL(err.message);
+    } else {
+        CHECK(ck_read_f32(ck, ck_find(ck, "a.weight"), 0, 6, out, &err) == TL_OK);
+        CHECK(out[0] == 0.0f && out[5] == 5.0f);
+        CHECK(ck_verify(ck, ck_find(ck, "a.weight"), &err) == TL_OK);
+        ck_close(ck);
+    }
+    torch_free();
+    scratch_clear();
+    check_clean("large");
+}
+
 /* ---- shards and folders ---------------------------------------------------------------------- */
 
 static void folder_case(const char *id, tl_status want, const char *piece)
@@ -1939,6 +2040,21 @@ static void put_shapes(const cfg_shape *shapes, size_t n, const cfg_shape *chang
     buf_free(&b);
 }
 
+/* Mistral's names and fixed sizes: d_model 32, d_inner 64, d_state 128, one head of 64. */
+static const cfg_shape mistral_shapes[] = {
+    {"backbone.embedding.weight", 2, {10, 32, 0}},
+    {"backbone.norm_f.weight", 1, {32, 0, 0}},
+    {"backbone.layers.0.norm.weight", 1, {32, 0, 0}},
+    {"backbone.layers.0.mixer.in_proj.weight", 2, {385, 32, 0}},
+    {"backbone.layers.0.mixer.conv1d.weight", 3, {320, 1, 4}},
+    {"backbone.layers.0.mixer.conv1d.bias", 1, {320, 0, 0}},
+    {"backbone.layers.0.mixer.dt_bias", 1, {1, 0, 0}},
+    {"backbone.layers.0.mixer.A_log", 1, {1, 0, 0}},
+    {"backbone.layers.0.mixer.D", 1, {1, 0, 0}},
+    {"backbone.layers.0.mixer.norm.weight", 1, {64, 0, 0}},
+    {"backbone.layers.0.mixer.out_proj.weight", 2, {32, 64, 0}},
+    {"lm_head.weight", 2, {10, 32, 0}}};
+
 static void describe_case(const char *id, const char *arch, tl_status want, const char *piece)
 {
     ck_source *ck = NULL;
@@ -2046,6 +2162,8 @@ static const struct {
      "{\"model_type\":\"mamba\",\"hidden_size\":18446744073709551616,\"num_hidden_layers\":1,"
      "\"vocab_size\":10}",
      "found 18446744073709551616"},
+    {"J10 quantised", 0, "{" HF1 ",\"quantization_config\":{\"bits\":4}}",
+     "field 'quantization_config': found an object of 1, allowed: none"},
     {"J10 layers 0", 0,
      "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":0,\"vocab_size\":10}",
      "field 'num_hidden_layers': found 0"},
@@ -2127,7 +2245,8 @@ TEST(config_table)
         int unsupported =
             piece != NULL &&
             (strstr(piece, "found neither") != NULL || strstr(piece, "model_type'") != NULL ||
-             strstr(piece, "architectures'") != NULL || strstr(piece, "layer'") != NULL);
+             strstr(piece, "architectures'") != NULL || strstr(piece, "layer'") != NULL ||
+                           strstr(piece, "quantization") != NULL);
         put_text("config.json", config_cases[i].config);
         if (config_cases[i].two) {
             put_shapes(mamba2_shapes, sizeof mamba2_shapes / sizeof mamba2_shapes[0], NULL, "F32",
@@ -2198,6 +2317,34 @@ TEST(config_tensors)
                   "found 'rwkv', allowed: mamba, falcon-mamba, mamba2");
     describe_case("forced wrong", "mamba2", TL_ERR_FORMAT, "head width of 64");
     scratch_clear();
+}
+
+TEST(config_mistral)
+{
+    size_t n = sizeof mistral_shapes / sizeof mistral_shapes[0];
+    ck_source *ck;
+    ck_model m;
+    tl_error err;
+    char path[700];
+    memset(&err, 0, sizeof err);
+    put_text("params.json",
+             "{\"dim\":32,\"n_layers\":1,\"vocab_size\":10,\"n_groups\":1,\"rms_norm\":true,"
+             "\"pad_vocab_size_multiple\":1,\"tie_embeddings\":false,\"model_type\":\"mamba\"}");
+    put_shapes(mistral_shapes, n, NULL, "F32", "model.");
+    (void)snprintf(path, sizeof path, "%s", scratch("model.safetensors"));
+    REQUIRE(rename(path, scratch("consolidated.safetensors")) == 0);
+    REQUIRE(ck_open(scratch_folder, &ck, &err) == TL_OK);
+    REQUIRE(ck_describe(ck, NULL, &m, &err) == TL_OK);
+    CHECK(m.arch == CK_ARCH_MAMBA2 && m.keys == CK_KEYS_MISTRAL && !m.tied && m.rms_gated);
+    CHECK(m.head == ck_find(ck, "model.lm_head.weight") && m.unused_count == 0);
+    CHECK(m.d_state == 128 && m.headdim == 64 && m.d_inner == 64 && m.d_in_proj == 385);
+    ck_model_free(&m);
+    ck_close(ck);
+    put_shapes(mistral_shapes, n - 1, NULL, "F32", "model.");
+    describe_case("Mistral without head", NULL, TL_ERR_FORMAT,
+                  "tensor \"model.lm_head.weight\": found none");
+    scratch_clear();
+    check_clean("mistral");
 }
 
 TEST(config_meaning)
@@ -2530,34 +2677,27 @@ TEST(failures_shards)
 
 /* ---- real files ------------------------------------------------------------------------------ */
 
-static const char *golden_folder(void)
+/* Where a golden model lies: in the repository, or in the folder MAMBA_SHARED (default ../shared). */
+static int golden_path(char out[700], const char *model)
 {
-    static const char *const places[] = {"tests/golden", "../shared/golden"};
-    const char *given = getenv("MAMBA_GOLDEN");
-    if (given != NULL) {
-        return given;
+    const char *shared = getenv("MAMBA_SHARED");
+    (void)snprintf(out, 700, "tests/golden/%s", model);
+    if (access(out, R_OK) != 0) {
+        (void)snprintf(out, 700, "%s/golden/%s", shared != NULL ? shared : "../shared", model);
     }
-    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
-        char path[64];
-        (void)snprintf(path, sizeof path, "%s/mamba1-base", places[i]);
-        if (access(path, R_OK) == 0) {
-            return places[i];
-        }
-    }
-    return NULL;
+    return access(out, R_OK) == 0;
 }
 
 /* Copies the weights of a golden folder beside a configuration in the scratch folder. */
 static int copy_golden(const char *model, const char *file)
 {
-    char path[700];
+    char folder[700], path[800];
     size_t n = 0;
     char *bytes;
-    const char *golden = golden_folder();
-    if (golden == NULL) {
+    if (!golden_path(folder, model)) {
         return 0;
     }
-    (void)snprintf(path, sizeof path, "%s/%s/%s", golden, model, file);
+    (void)snprintf(path, sizeof path, "%s/%s", folder, file);
     bytes = slurp(path, &n);
     if (bytes == NULL) {
         return 0;
@@ -2615,18 +2755,12 @@ static const struct {
                      {"mamba2-original", CK_ARCH_MAMBA2, 21, 2, 96, 4, 0, 1, CK_F32},
                      {"mamba2-original-long", CK_ARCH_MAMBA2, 21, 2, 48, 2, 0, 1, CK_F32}};
 
-static void golden_model(size_t i)
+static void golden_model(size_t i, const char *path)
 {
-    char path[700];
     ck_source *ck;
     ck_model m;
     tl_error err;
     memset(&err, 0, sizeof err);
-    (void)snprintf(path, sizeof path, "%s/%s", golden_folder(), golden_models[i].name);
-    if (!tl_exists(path)) {
-        printf("%s: not here, skipped\n", golden_models[i].name);
-        return;
-    }
     if (ck_open(path, &ck, &err) != TL_OK) {
         test_fail(__FILE__, __LINE__, err.message);
         return;
@@ -2657,14 +2791,34 @@ static void golden_model(size_t i)
     check_clean(golden_models[i].name);
 }
 
-TEST(golden_folders)
+static void golden_family(ck_arch from, ck_arch to)
 {
-    if (golden_folder() == NULL) {
-        SKIP("no golden files");
-    }
+    char path[700];
+    int missing = 0;
     for (size_t i = 0; i < sizeof golden_models / sizeof golden_models[0]; i++) {
-        golden_model(i);
+        if (golden_models[i].arch < from || golden_models[i].arch > to) {
+            continue;
+        }
+        if (golden_path(path, golden_models[i].name)) {
+            golden_model(i, path);
+        } else {
+            printf("%s is not here\n", golden_models[i].name);
+            missing = 1;
+        }
     }
+    if (missing) {
+        SKIP("some golden models are missing");
+    }
+}
+
+TEST(golden_mamba1)
+{
+    golden_family(CK_ARCH_MAMBA1, CK_ARCH_FALCON_MAMBA);
+}
+
+TEST(golden_mamba2)
+{
+    golden_family(CK_ARCH_MAMBA2, CK_ARCH_MAMBA2);
 }
 
 /* The largest difference of two checkpoints' values, relative to the value; -1 if something is
@@ -2677,8 +2831,9 @@ static double compare_golden(const char *a, const char *b)
     double worst = 0.0;
     memset(&err, 0, sizeof err);
     for (int i = 0; i < 2; i++) {
-        char path[700];
-        (void)snprintf(path, sizeof path, "%s/%s/pytorch_model.bin", golden_folder(), names[i]);
+        char folder[700], path[800];
+        (void)golden_path(folder, names[i]);
+        (void)snprintf(path, sizeof path, "%s/pytorch_model.bin", folder);
         if (ck_open(path, &ck[i], &err) != TL_OK) {
             ck_close(ck[0]);
             return -1.0;
@@ -2709,7 +2864,9 @@ static double compare_golden(const char *a, const char *b)
 /* One model in four files: the same numbers, up to the rounding of the 16-bit types. */
 TEST(golden_agree)
 {
-    if (golden_folder() == NULL) {
+    char path[700];
+    if (!golden_path(path, "mamba1-original-f32") || !golden_path(path, "mamba1-original-legacy") ||
+        !golden_path(path, "mamba1-original-bf16") || !golden_path(path, "mamba1-original-f16")) {
         SKIP("no golden files");
     }
     CHECK_NEAR(compare_golden("mamba1-original-f32", "mamba1-original-legacy"), 0.0, 0.0);
@@ -2749,7 +2906,9 @@ TEST_MAIN("tools")
     RUN(folders);
     RUN(config_table);
     RUN(config_tensors);
+    RUN(config_mistral);
     RUN(config_meaning);
+    RUN(R18_large);
     RUN(damage_safetensors);
     RUN(damage_torch);
     RUN(P15_legacy);
@@ -2759,7 +2918,8 @@ TEST_MAIN("tools")
     RUN(failures_shards);
     RUN(failures_torch);
     RUN(failures_legacy);
-    RUN(golden_folders);
+    RUN(golden_mamba1);
+    RUN(golden_mamba2);
     RUN(golden_agree);
     scratch_end();
 }

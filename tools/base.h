@@ -113,6 +113,19 @@ TL_FN const char *tl_quote(tl_quoted *out, const char *bytes, size_t length)
     return out->text;
 }
 
+/* The same for a path; of a long one the end stays, which names the file. */
+TL_FN const char *tl_path(tl_quoted *out, const char *path)
+{
+    tl_quoted tail;
+    size_t n = strlen(path), keep = 88;
+    if (n <= 104) {
+        return tl_quote(out, path, n);
+    }
+    tl_quote(&tail, path + n - keep, keep);
+    (void)snprintf(out->text, sizeof out->text, "...%.104s", tail.text);
+    return out->text;
+}
+
 /* ---- checked arithmetic ---------------------------------------------------------------------- */
 
 TL_FN int tl_add(uint64_t a, uint64_t b, uint64_t *sum)
@@ -321,7 +334,7 @@ TL_FN tl_status tl_file_open(tl_file *file, const char *path, tl_error *err)
     if (file->path == NULL) {
         return TL_ERR_MEMORY;
     }
-    tl_quote(&q, path, strlen(path));
+    tl_path(&q, path);
     do {
         fd = TL_SYS_OPEN(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, 0);
     } while (fd < 0 && errno == EINTR);
@@ -353,7 +366,7 @@ TL_FN tl_status tl_file_read(const tl_file *file, uint64_t offset, void *buffer,
 {
     char *at = (char *)buffer;
     tl_quoted q;
-    tl_quote(&q, file->path, strlen(file->path));
+    tl_path(&q, file->path);
     if (!tl_fits(offset, n, file->size)) {
         return tl_fail(err, TL_ERR_FORMAT,
                        "%s: byte %llu: found a need of %llu bytes, the file ends at %llu", q.text,
@@ -397,7 +410,7 @@ TL_FN tl_status tl_read_all(const char *path, uint64_t limit, char **text, size_
     }
     if (file.size > limit) {
         status = tl_fail(err, TL_ERR_UNSUPPORTED, "%s: found %llu bytes, allowed: at most %llu",
-                         tl_quote(&q, path, strlen(path)), (unsigned long long)file.size,
+                         tl_path(&q, path), (unsigned long long)file.size,
                          (unsigned long long)limit);
     } else {
         buffer = (char *)tl_malloc(file.size + 1, 1, err);
@@ -435,7 +448,7 @@ TL_FN tl_status tl_write_all(int fd, const void *bytes, size_t n, const char *pa
             continue;
         }
         if (put <= 0) {
-            return tl_fail(err, TL_ERR_IO, "%s: cannot write: %s", tl_quote(&q, path, strlen(path)),
+            return tl_fail(err, TL_ERR_IO, "%s: cannot write: %s", tl_path(&q, path),
                            put < 0 ? strerror(errno) : "no progress");
         }
         at += put;

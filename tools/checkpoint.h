@@ -142,7 +142,7 @@ TL_FN tl_status ck_fault(const ck_source *ck, const ck_tensor *t, const char *fo
     const char *path = ck->files[t->file].file.path;
     tl_quoted q, name;
     return tl_fail(err, TL_ERR_FORMAT, "%s: tensor \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, path, strlen(path)), tl_quote(&name, t->name, t->name_length),
+                   tl_path(&q, path), tl_quote(&name, t->name, t->name_length),
                    found, allowed);
 }
 
@@ -317,7 +317,7 @@ TL_FN tl_status ck_torch_tensors(ck_source *ck, const ck_file *f, tl_error *err)
     if (root->type != PKL_DICT) {
         return tl_fail(err, TL_ERR_FORMAT,
                        "%s: found something else, allowed: a state dict (names and tensors)",
-                       tl_quote(&q, f->file.path, strlen(f->file.path)));
+                       tl_path(&q, f->file.path));
     }
     for (uint32_t c = root->first; status == TL_OK && c != PKL_NIL;) {
         uint32_t v = d->cells[c].next;
@@ -333,7 +333,7 @@ TL_FN tl_status ck_torch_fault(const ck_file *f, const char *what, const char *t
 {
     tl_quoted q, t;
     return tl_fail(err, TL_ERR_FORMAT, "%s: %s \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, f->file.path, strlen(f->file.path)), what,
+                   tl_path(&q, f->file.path), what,
                    tl_quote(&t, text, length), found, allowed);
 }
 
@@ -684,7 +684,7 @@ TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
     if (status != TL_OK) {
         return status;
     }
-    tl_quote(&q, f->file.path, strlen(f->file.path));
+    tl_path(&q, f->file.path);
     for (size_t i = 0; i < sizeof strangers / sizeof strangers[0]; i++) {
         size_t m = strlen(strangers[i].bytes);
         if (n >= strangers[i].offset + m &&
@@ -763,7 +763,7 @@ TL_FN tl_status ck_sort_names(ck_source *ck, tl_error *err)
             char found[160];
             tl_quoted q;
             (void)snprintf(found, sizeof found, "its name twice (the other in %s)",
-                           tl_quote(&q, other, strlen(other)));
+                           tl_path(&q, other));
             status = ck_fault(ck, b, found, "once", err);
         }
     }
@@ -800,7 +800,7 @@ TL_FN tl_status ck_index_fault(const char *path, json_text tensor, const char *f
 {
     tl_quoted q, t;
     return tl_fail(err, TL_ERR_FORMAT, "%s: weight_map: tensor \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, path, strlen(path)), tl_quote(&t, tensor.ptr, tensor.len), found,
+                   tl_path(&q, path), tl_quote(&t, tensor.ptr, tensor.len), found,
                    allowed);
 }
 
@@ -841,7 +841,7 @@ TL_FN tl_status ck_read_index(ck_source *ck, const json_doc *doc, const char *pa
     if (json_kind(doc, map) != JSON_OBJECT || n == 0) {
         return tl_fail(err, TL_ERR_FORMAT,
                        "%s: weight_map: found %s, allowed: an object of tensors and files",
-                       tl_quote(&q, path, strlen(path)), json_brief(&b, doc, map));
+                       tl_path(&q, path), json_brief(&b, doc, map));
     }
     keys = (uint64_t *)tl_malloc(n, 2 * sizeof keys[0], err);
     if (keys == NULL) {
@@ -914,7 +914,7 @@ TL_FN tl_status ck_missing(const char *folder, const char *names, tl_error *err)
 {
     tl_quoted q;
     return tl_fail(err, TL_ERR_IO, "%s: found none of %s, allowed: a folder with one of them",
-                   tl_quote(&q, folder, strlen(folder)), names);
+                   tl_path(&q, folder), names);
 }
 
 TL_FN tl_status ck_open_config(ck_source *ck, tl_error *err)
@@ -936,7 +936,7 @@ TL_FN tl_status ck_open_config(ck_source *ck, tl_error *err)
     status = json_read(ck->config_path, CK_MAX_CONFIG, JSON_NONFINITE, &ck->config, err);
     if (status == TL_OK && json_kind(&ck->config, JSON_ROOT) != JSON_OBJECT) {
         status = tl_fail(err, TL_ERR_FORMAT, "%s: found %s, allowed: an object of fields",
-                         tl_quote(&q, ck->config_path, strlen(ck->config_path)),
+                         tl_path(&q, ck->config_path),
                          json_brief(&b, &ck->config, JSON_ROOT));
     }
     return status;

@@ -113,7 +113,7 @@ TL_FN tl_status cfg_fault(const cfg_reader *c, json_id object, const char *key, 
 {
     tl_quoted q;
     return tl_fail(c->err, TL_ERR_FORMAT, "%s: field '%s%s': found %s, allowed: %s",
-                   tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)),
+                   tl_path(&q, c->ck->config_path),
                    cfg_scope(c, object), key, found, allowed);
 }
 
@@ -291,7 +291,7 @@ TL_FN tl_status cfg_unknown(const cfg_reader *c, const char *key, json_id id)
 {
     tl_quoted q, b;
     return tl_fail(c->err, TL_ERR_UNSUPPORTED, "%s: field '%s': found %s, allowed: %s",
-                   tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)), key,
+                   tl_path(&q, c->ck->config_path), key,
                    json_brief(&b, c->doc, id), CK_SUPPORTED);
 }
 
@@ -325,7 +325,7 @@ TL_FN tl_status cfg_recognise(cfg_reader *c)
                  : tl_fail(c->err, TL_ERR_UNSUPPORTED,
                            "%s: found neither hidden_size nor d_model and n_layer, "
                            "allowed: the configuration of %s",
-                           tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path)),
+                           tl_path(&q, c->ck->config_path),
                            CK_SUPPORTED);
     }
     c->ssm = cfg_get(c, c->top, "ssm_cfg");
@@ -359,6 +359,19 @@ TL_FN uint64_t cfg_dt_rank(const cfg_reader *c, json_id object, const char *key)
     return cfg_u64(c, object, key, CFG_REQUIRED, CFG_MAX_WIDTH);
 }
 
+/* A compressed copy keeps its weights in ways that only its own library reads. */
+TL_FN void cfg_refuse_quantised(const cfg_reader *c)
+{
+    json_id id = cfg_get(c, c->top, "quantization_config");
+    tl_quoted q, b;
+    if (id != JSON_NONE) {
+        tl_fail(c->err, TL_ERR_UNSUPPORTED,
+                "%s: field 'quantization_config': found %s, allowed: none (take the original "
+                "weights; the converter quantises itself)",
+                tl_path(&q, c->ck->config_path), json_brief(&b, c->doc, id));
+    }
+}
+
 TL_FN void cfg_read_hf(cfg_reader *c)
 {
     ck_model *m = c->m;
@@ -376,6 +389,7 @@ TL_FN void cfg_read_hf(cfg_reader *c)
     m->proj_bias = cfg_bool(c, top, "use_bias", -1);
     m->conv_bias = cfg_bool(c, top, "use_conv_bias", -1);
     cfg_activation(c, top, "hidden_act");
+    cfg_refuse_quantised(c);
     /* falcon-mamba says expand 16: intermediate_size is the one that holds */
     if (m->arch != CK_ARCH_MAMBA2) {
         m->d_inner = cfg_has(c, top, "intermediate_size")
@@ -473,7 +487,7 @@ TL_FN tl_status cfg_derive(cfg_reader *c)
 {
     ck_model *m = c->m;
     tl_quoted q;
-    tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path));
+    tl_path(&q, c->ck->config_path);
     if (m->d_inner > CFG_MAX_WIDTH) {
         return tl_fail(c->err, TL_ERR_FORMAT, "%s: found a d_inner of %llu, allowed: at most %llu",
                        q.text, (unsigned long long)m->d_inner, (unsigned long long)CFG_MAX_WIDTH);
@@ -537,7 +551,7 @@ TL_FN const ck_tensor *cfg_tensor(const cfg_reader *c, const char *name, uint64_
         const char *path = c->ck->file_count == 1 ? c->ck->files[0].file.path : c->ck->folder;
         tl_fail(c->err, TL_ERR_FORMAT,
                 "%s: tensor \"%s\": found none, allowed: one of shape %s = %s",
-                tl_quote(&x, path, strlen(path)), name, what, ck_shape_text(&y, rank, shape));
+                tl_path(&x, path), name, what, ck_shape_text(&y, rank, shape));
         return NULL;
     }
     same = t->rank == rank;
@@ -683,14 +697,14 @@ TL_FN void cfg_settle(const cfg_reader *c)
             tl_fail(c->err, TL_ERR_FORMAT,
                     "%s: layer %llu: found other biases or norms than in layer 0, "
                     "allowed: the same in all layers",
-                    tl_quote(&q, c->ck->folder, strlen(c->ck->folder)), (unsigned long long)i);
+                    tl_path(&q, c->ck->folder), (unsigned long long)i);
         }
     }
     m->proj_bias = first->in_proj_bias != NULL;
     if (m->proj_bias != (first->out_proj_bias != NULL)) {
         tl_fail(c->err, TL_ERR_FORMAT,
                 "%s: found a bias at one of in_proj and out_proj, allowed: both or none",
-                tl_quote(&q, c->ck->folder, strlen(c->ck->folder)));
+                tl_path(&q, c->ck->folder));
     }
     m->conv_bias = first->conv_bias != NULL;
     m->rms_gated = first->gated_norm != NULL;

@@ -415,7 +415,7 @@ typedef struct {
 TL_FN tl_status json_expect(json_reader *r, size_t at, const char *allowed)
 {
     tl_quoted q, name;
-    tl_quote(&name, r->name, strlen(r->name));
+    tl_path(&name, r->name);
     if (at >= r->end) {
         return tl_fail(r->err, TL_ERR_FORMAT,
                        "%s: byte %llu: found the end of the text, allowed: %s", name.text,
@@ -679,7 +679,7 @@ TL_FN tl_status json_check_keys(json_reader *r, json_id object)
         if (keys[k - 1] >> 32 == keys[k] >> 32 && json_key_order(doc, a, b) == 0) {
             status = tl_fail(r->err, TL_ERR_FORMAT,
                              "%s: byte %llu: found key \"%s\" twice, allowed: once",
-                             tl_quote(&name, r->name, strlen(r->name)),
+                             tl_path(&name, r->name),
                              (unsigned long long)(r->base + doc->nodes[b].offset),
                              tl_quote(&q, doc->text + doc->nodes[b].offset, doc->nodes[b].length));
             break;
@@ -829,7 +829,7 @@ TL_FN tl_status json_parse_at(char *text, size_t n, const char *name, uint64_t b
         tl_quoted q;
         return tl_fail(err, TL_ERR_UNSUPPORTED,
                        "%s: found %llu bytes of JSON, allowed: at most %lu",
-                       tl_quote(&q, name, strlen(name)), (unsigned long long)n,
+                       tl_path(&q, name), (unsigned long long)n,
                        (unsigned long)JSON_MAX_BYTES);
     }
     json_skip_space(&r);

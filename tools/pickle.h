@@ -95,7 +95,7 @@ TL_FN tl_status pkl_fault(pkl_reader *r, tl_status status, const char *found, co
 {
     tl_quoted q;
     return tl_fail(r->err, status, "%s: byte %llu: pickle: found %s, allowed: %s",
-                   tl_quote(&q, r->name, strlen(r->name)), (unsigned long long)(r->base + r->op_at),
+                   tl_path(&q, r->name), (unsigned long long)(r->base + r->op_at),
                    found, allowed);
 }
 

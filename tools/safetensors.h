@@ -39,7 +39,7 @@ TL_FN tl_status st_fault(const tl_file *file, const ck_tensor *t, const char *fi
 {
     tl_quoted q, name;
     return tl_fail(err, TL_ERR_FORMAT, "%s: tensor \"%s\": %s: found %s, allowed: %s",
-                   tl_quote(&q, file->path, strlen(file->path)),
+                   tl_path(&q, file->path),
                    tl_quote(&name, t->name, t->name_length), field, found, allowed);
 }
 
@@ -130,7 +130,7 @@ TL_FN tl_status st_check_metadata(const tl_file *file, const json_doc *doc, json
     if (!ok) {
         return tl_fail(err, TL_ERR_FORMAT,
                        "%s: __metadata__: found %s, allowed: an object of strings",
-                       tl_quote(&q, file->path, strlen(file->path)), json_brief(&b, doc, id));
+                       tl_path(&q, file->path), json_brief(&b, doc, id));
     }
     return TL_OK;
 }
@@ -180,7 +180,7 @@ TL_FN tl_status st_check_places(st_file *st, const tl_file *file, uint64_t data,
             tl_fail(err, TL_ERR_FORMAT,
                     "%s: byte %llu: found %llu bytes behind the last tensor, "
                     "allowed: none",
-                    tl_quote(&q, file->path, strlen(file->path)), (unsigned long long)(data + at),
+                    tl_path(&q, file->path), (unsigned long long)(data + at),
                     (unsigned long long)(file->size - data - at));
     }
     tl_free(keys);
@@ -194,7 +194,7 @@ TL_FN tl_status st_read_header(st_file *st, const tl_file *file, uint64_t *data,
     char *text;
     tl_quoted q;
     tl_status status;
-    tl_quote(&q, file->path, strlen(file->path));
+    tl_path(&q, file->path);
     if (file->size < 8) {
         return tl_fail(err, TL_ERR_FORMAT,
                        "%s: found %llu bytes, allowed: at least 8 (safetensors)", q.text,

@@ -72,7 +72,7 @@ TL_FN tl_status zip_fault(const tl_file *file, uint64_t at, const char *found, c
 {
     tl_quoted q;
     return tl_fail(err, TL_ERR_FORMAT, "%s: byte %llu: zip: found %s, allowed: %s",
-                   tl_quote(&q, file->path, strlen(file->path)), (unsigned long long)at, found,
+                   tl_path(&q, file->path), (unsigned long long)at, found,
                    allowed);
 }
 
@@ -81,7 +81,7 @@ TL_FN tl_status zip_fault_entry(const tl_file *file, const zip_entry *e, const c
 {
     tl_quoted q, name;
     return tl_fail(err, TL_ERR_FORMAT, "%s: byte %llu: zip record \"%s\": found %s, allowed: %s",
-                   tl_quote(&q, file->path, strlen(file->path)), (unsigned long long)e->header,
+                   tl_path(&q, file->path), (unsigned long long)e->header,
                    tl_quote(&name, e->name, e->name_length), found, allowed);
 }
 
