@@ -891,6 +891,20 @@ TEST(added_tokens)
     IDS(&o.t, "e\xCC\x81y", 0, 263); /* found in the text as given */
     IDS(&o.t, "\xC3\xA9y", 0, 0xC3, 0xA9, 'y');
     owned_free(&o);
+    {
+        /* added tokens that the vocabulary has too: "a" stays the byte, U+00C3 stops being byte C3 */
+        static const recipe both = {
+            "\"added_tokens\":[{\"id\":97,\"content\":\"a\",\"special\":true},"
+            "{\"id\":195,\"content\":\"\\u00c3\",\"special\":true}],",
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0};
+        int32_t ids[4];
+        size_t n = 0;
+        REQUIRE(small_open(&both, &o));
+        IDS(&o.t, "ab", 0, 97, 'b');
+        IDS(&o.t, "\xC3\x83", MAMBA_PARSE_SPECIAL, 195);
+        CHECK_INT(mamba_encode(&o.t, "\xC3\x83", 2, 0, ids, 4, &n, NULL), MAMBA_ERR_UNSUPPORTED);
+        owned_free(&o);
+    }
 }
 
 TEST(prefix_space_and_no_pattern)
@@ -1071,6 +1085,9 @@ TEST(conversion_refuses_what_it_does_not_know)
          TL_OK,
          ""},
         {{.vocab = ",\"\":256"}, TL_OK, ""},
+        {{.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[]}"}, TL_OK, ""},
+        {{.merges = "\"#version: 0.2\",\"a b\"", .vocab = ",\"ab\":256"}, TL_OK, ""},
+        {{.top = "\"added_tokens\":[{\"id\":195,\"content\":\"\\u00c3\"}],"}, TL_OK, ""},
         {{.merges = "\"a b\",\"a c\",\"a b\"", .vocab = ",\"ab\":256,\"ac\":257"}, TL_OK, ""},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

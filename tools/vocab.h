@@ -146,8 +146,8 @@ TL_FN tl_status voc_flag(voc_reader *r, json_id object, const char *key, int mis
     return TL_OK;
 }
 
-/* A stage given as one object or as {"type": "Sequence", list: [one object]}. JSON_NONE: none
- * given. */
+/* A stage given as one object or as {"type": "Sequence", list: [at most one object]}.
+ * JSON_NONE: none given. */
 TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json_id *stage)
 {
     json_id m = json_get(r->doc, JSON_ROOT, key);
@@ -161,8 +161,11 @@ TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json
         if (voc_members(r, m, key, names) != TL_OK) {
             return TL_ERR_UNSUPPORTED;
         }
-        if (json_kind(r->doc, items) != JSON_ARRAY || json_count(r->doc, items) != 1) {
-            return voc_refuse(r, key, items, "a sequence of one");
+        if (json_kind(r->doc, items) != JSON_ARRAY || json_count(r->doc, items) > 1) {
+            return voc_refuse(r, key, items, "a sequence of one or none");
+        }
+        if (json_count(r->doc, items) == 0) {
+            return TL_OK;
         }
         m = json_first(r->doc, items);
     }
@@ -490,8 +493,11 @@ TL_FN tl_status voc_merges(voc_reader *r, json_id list)
     size_t capacity = 0;
     for (json_id m = json_first(r->doc, list); m != JSON_NONE && status == TL_OK;
          m = json_next(r->doc, m)) {
-        json_text half[3];
+        json_text half[3], line = json_str(r->doc, m);
         tl_quoted q;
+        if (line.len >= 8 && memcmp(line.ptr, "#version", 8) == 0) {
+            continue;                /* the first line of a merges.txt; it has no rank */
+        }
         if (!voc_halves(r, m, &half[0], &half[1])) {
             status = tl_fail(
                 r->err, TL_ERR_FORMAT,
@@ -601,6 +607,14 @@ TL_FN tl_status voc_put_added(const voc_reader *r, unsigned char *out, unsigned 
     return TL_OK;
 }
 
+/* Is a found token the one of a single byte? An added token stands for its content as it is. */
+TL_FN int voc_stands_for(const voc_reader *r, size_t found, unsigned byte)
+{
+    const voc_token *t = &r->tokens[found];
+    return found < r->n_tokens
+        && (t->added == 0 || (t->len == 1 && (unsigned char)t->ptr[0] == byte));
+}
+
 /* Offsets, flags and bytes of all ids, and the ids of single bytes. Returns the bytes of the heap.
  */
 TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned char *byte_ids,
@@ -617,9 +631,8 @@ TL_FN uint32_t voc_put_ids(const voc_reader *r, unsigned char *offsets, unsigned
         unsigned cp = voc_alphabet(b);
         size_t found = voc_find(r, name, (size_t)mbi_utf8_put(cp, (unsigned char *)name));
         byte_of[cp] = (short)b;
-        voc_put32(byte_ids + (size_t)4 * b, found == r->n_tokens || r->tokens[found].added != 0
-                                                ? VOC_NONE
-                                                : r->tokens[found].id);
+        voc_put32(byte_ids + (size_t)4 * b,
+                  voc_stands_for(r, found, b) ? r->tokens[found].id : VOC_NONE);
     }
     for (uint32_t id = 0; id < r->n_ids; id++) {
         uint32_t n = 0;
