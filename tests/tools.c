@@ -224,6 +224,11 @@ static void scratch_put(const char *name, const void *bytes, size_t n)
     }
 }
 
+static void put_text(const char *name, const char *text)
+{
+    scratch_put(name, text, strlen(text));
+}
+
 static void scratch_clear(void)
 {
     for (int i = 0; i < scratch_count; i++) {
@@ -465,6 +470,7 @@ TEST(json_J03_floats)
                  {"-Infinity", 0xfff0000000000000u},
                  {"NaN", 0x7ff8000000000000u},
                  {"123456789012345678901234567890", 0x45f8ee90ff6c373eu},
+                 {"100000000000000000000000000000000000000000000000000", 0x4a511b0ec57e649au},
                  {"0.00000000000000000000000000000000000000000000000001e50", 0x3ff0000000000000u}};
     static const char *const refused[] = {"1e400", "1.7976931348623159e308", "-1e309",
                                           "1e999999999999999999999"};
@@ -520,6 +526,55 @@ TEST(json_access)
     json_free(&doc);
     free(copy);
     check_clean("access");
+}
+
+TEST(json_escapes)
+{
+    static const char text[] = "\"\\u0041\\u00e9\\u20AC\\ud83D\\uDe00\\/\\\\\\t\"";
+    static const char want[] = "A\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80/\\\t";
+    json_doc doc;
+    tl_error err;
+    char *copy;
+    REQUIRE(parse_copy(text, sizeof text - 1, 0, &doc, &copy, &err) == TL_OK);
+    CHECK_INT(json_str(&doc, JSON_ROOT).len, sizeof want - 1);
+    CHECK(json_is(json_str(&doc, JSON_ROOT), want));
+    json_free(&doc);
+    free(copy);
+    check_clean("escapes");
+}
+
+TEST(json_J06_sizes)
+{
+    json_doc doc;
+    tl_error err;
+    char text[2] = "1";
+    memset(&err, 0, sizeof err);
+    CHECK(json_parse(text, (size_t)1 << 31, "x", 0, &doc, &err) == TL_ERR_UNSUPPORTED);
+    CHECK_CONTAINS(err.message, "found 2147483648 bytes of JSON, allowed: at most 2147483647");
+    memset(&err, 0, sizeof err);
+    put_text("x.json", "[1,2]");
+    CHECK(json_read(scratch("x.json"), 4, 0, &doc, &err) == TL_ERR_UNSUPPORTED);
+    CHECK_CONTAINS(err.message, "x.json: found 5 bytes, allowed: at most 4");
+    check_clean("J06");
+}
+
+TEST(long_paths)
+{
+    char path[300];
+    ck_source *ck;
+    tl_error err;
+    memset(&err, 0, sizeof err);
+    memset(path, 'd', sizeof path);
+    memcpy(path + 284, "/x\n.safetensors", 16);
+    CHECK(ck_open_weights(path, &ck, &err) == TL_ERR_IO && ck == NULL);
+    CHECK_CONTAINS(err.message, "...ddd");
+    CHECK_CONTAINS(err.message, "ddd/x\\x0a.safetensors: cannot open: ");
+    memset(&err, 0, sizeof err);
+    CHECK(ck_open_weights("", &ck, &err) == TL_ERR_IO);
+    memset(&err, 0, sizeof err);
+    CHECK(ck_open("no such file", &ck, &err) == TL_ERR_IO);
+    CHECK_CONTAINS(err.message, "no such file: cannot open: ");
+    check_clean("paths");
 }
 
 TEST(json_prefixes)
@@ -666,6 +721,12 @@ static const struct {
     {"entry number", "{\"a\":1}", 0, "entry: found 1"},
     {"entry extra", "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"x\":0}}", 1,
      "entry: found an object of 4"},
+    {"shape many digits",
+     "{" E("a", "F64",
+           "9223372036854775807,9223372036854775807,9223372036854775807,9223372036854775807,"
+           "9223372036854775807,9223372036854775807",
+           0, 8) "}",
+     8, "9223372036854775807...)"},
     {"G11 empty name", "{" E("", "U8", "1", 0, 1) "}", 1, "an empty name"},
     {"G11 NUL", "{" E("a\\u0000b", "U8", "1", 0, 1) "}", 1,
      "tensor \"a\\x00b\": name: found a name with NUL"},
@@ -1874,11 +1935,6 @@ static void folder_case(const char *id, tl_status want, const char *piece)
     check_result(id, status, &err, want, piece);
 }
 
-static void put_text(const char *name, const char *text)
-{
-    scratch_put(name, text, strlen(text));
-}
-
 TEST(S13_index)
 {
     static const struct {
@@ -2164,6 +2220,11 @@ static const struct {
      "found 18446744073709551616"},
     {"J10 quantised", 0, "{" HF1 ",\"quantization_config\":{\"bits\":4}}",
      "field 'quantization_config': found an object of 1, allowed: none"},
+    {"J10 other file", 0, "{\"model_type\":\"gpt2\",\"n_embd\":4}",
+     "field 'model_type': found \"gpt2\""},
+    {"G10 d_inner", 0,
+     "{\"model_type\":\"mamba\",\"hidden_size\":1048576,\"num_hidden_layers\":1,\"vocab_size\":10}",
+     "found a d_inner of 2097152, allowed: at most 1048576"},
     {"J10 layers 0", 0,
      "{\"model_type\":\"mamba\",\"hidden_size\":4,\"num_hidden_layers\":0,\"vocab_size\":10}",
      "field 'num_hidden_layers': found 0"},
@@ -2472,6 +2533,10 @@ static void put_legacy(const char *name, int fault)
     buf_put(&b, "\x80\x02}(", 4);
     pk_string(&b, "little_endian");
     buf_put(&b, fault == 2 ? "\x89u." : "\x88u.", 3);
+    if (fault == 9) {
+        b.n = 21;
+        buf_put(&b, "\x80\x02].", 4);
+    }
     buf_put(&b, "\x80\x02}", 3);
     pk_string(&b, "a");
     buf_text(&b, "ctorch._utils\n_rebuild_tensor_v2\n((");
@@ -2482,12 +2547,18 @@ static void put_legacy(const char *name, int fault)
     buf_put(&b, fault == 3 ? "K\x02tQ" : "K\x02NtQ", fault == 3 ? 4 : 5);
     buf_put(&b, "K\0K\x02\x85K\x01\x85\x89", 9);
     buf_text(&b, "ccollections\nOrderedDict\n)RtRs.");
-    buf_put(&b, "\x80\x02](", 4);
-    pk_string(&b, fault == 4 ? "4712" : "4711");
-    if (fault == 5) {
-        pk_string(&b, "4711");
+    if (fault == 10) {
+        buf_put(&b, "\x80\x02].", 4);      /* no names */
+    } else if (fault == 11) {
+        buf_put(&b, "\x80\x02}.", 4);
+    } else {
+        buf_put(&b, "\x80\x02](", 4);
+        pk_string(&b, fault == 4 ? "4712" : "4711");
+        if (fault == 5) {
+            pk_string(&b, "4711");
+        }
+        buf_put(&b, "e.", 2);
     }
-    buf_put(&b, "e.", 2);
     buf_le(&b, 8, fault == 6 ? 3 : fault == 7 ? UINT64_MAX : 2);
     buf_le(&b, 4, 0x3f800000u);
     buf_le(&b, 4, 0x40000000u);
@@ -2509,11 +2580,14 @@ TEST(P15_legacy)
                                          "its name twice in the list",
                                          "another number of elements",
                                          "another number of elements",
-                                         "bytes behind the last storage"};
+                                         "bytes behind the last storage",
+                                         "sys_info \"little_endian\": found something else",
+                                         "storage \"4711\": found no data",
+                                         "list of storages \"\": found something else"};
     ck_source *ck;
     tl_error err;
     float out[2] = {0.0f, 0.0f};
-    for (int fault = 0; fault <= 8; fault++) {
+    for (int fault = 0; fault <= 11; fault++) {
         put_legacy("x.bin", fault);
         weights_case("P15 legacy", "x.bin", fault == 0 ? TL_OK : TL_ERR_FORMAT, pieces[fault]);
     }
@@ -2562,6 +2636,36 @@ TEST(damage_mended)
     CHECK(accepted > 0 && accepted < 6000);
     free(good);
     torch_free();
+}
+
+/* Where a golden model lies: in the repository or in MAMBA_SHARED (default ../shared). */
+static int golden_path(char out[700], const char *model)
+{
+    const char *shared = getenv("MAMBA_SHARED");
+    (void)snprintf(out, 700, "tests/golden/%s", model);
+    if (access(out, R_OK) != 0) {
+        (void)snprintf(out, 700, "%s/golden/%s", shared != NULL ? shared : "../shared", model);
+    }
+    return access(out, R_OK) == 0;
+}
+
+/* Copies the weights of a golden folder beside a configuration in the scratch folder. */
+static int copy_golden(const char *model, const char *file)
+{
+    char folder[700], path[800];
+    size_t n = 0;
+    char *bytes;
+    if (!golden_path(folder, model)) {
+        return 0;
+    }
+    (void)snprintf(path, sizeof path, "%s/%s", folder, file);
+    bytes = slurp(path, &n);
+    if (bytes == NULL) {
+        return 0;
+    }
+    scratch_put(file, bytes, n);
+    free(bytes);
+    return 1;
 }
 
 /* A whole use of a checkpoint. */
@@ -2667,6 +2771,16 @@ TEST(failures_safetensors)
     scratch_clear();
 }
 
+TEST(failures_large_config)
+{
+    if (!copy_golden("mamba1-base", "config.json") ||
+        !copy_golden("mamba1-base", "model.safetensors")) {
+        SKIP("no golden files");
+    }
+    fail_everything("31 keys");
+    scratch_clear();
+}
+
 TEST(failures_shards)
 {
     put_text("config.json", "{" HF1 "}");
@@ -2676,36 +2790,6 @@ TEST(failures_shards)
 }
 
 /* ---- real files ------------------------------------------------------------------------------ */
-
-/* Where a golden model lies: in the repository, or in the folder MAMBA_SHARED (default ../shared). */
-static int golden_path(char out[700], const char *model)
-{
-    const char *shared = getenv("MAMBA_SHARED");
-    (void)snprintf(out, 700, "tests/golden/%s", model);
-    if (access(out, R_OK) != 0) {
-        (void)snprintf(out, 700, "%s/golden/%s", shared != NULL ? shared : "../shared", model);
-    }
-    return access(out, R_OK) == 0;
-}
-
-/* Copies the weights of a golden folder beside a configuration in the scratch folder. */
-static int copy_golden(const char *model, const char *file)
-{
-    char folder[700], path[800];
-    size_t n = 0;
-    char *bytes;
-    if (!golden_path(folder, model)) {
-        return 0;
-    }
-    (void)snprintf(path, sizeof path, "%s/%s", folder, file);
-    bytes = slurp(path, &n);
-    if (bytes == NULL) {
-        return 0;
-    }
-    scratch_put(file, bytes, n);
-    free(bytes);
-    return 1;
-}
 
 TEST(failures_torch)
 {
@@ -2882,6 +2966,8 @@ TEST_MAIN("tools")
     RUN(json_J03_integers);
     RUN(json_J03_floats);
     RUN(json_access);
+    RUN(json_escapes);
+    RUN(json_J06_sizes);
     RUN(json_prefixes);
     RUN(json_G14_large);
     RUN(safetensors_table);
@@ -2901,6 +2987,7 @@ TEST_MAIN("tools")
     RUN(dict_P13_to_P17);
     RUN(recognise);
     RUN(G13_not_a_file);
+    RUN(long_paths);
     scratch_clear();
     RUN(S13_index);
     RUN(folders);
@@ -2915,6 +3002,7 @@ TEST_MAIN("tools")
     RUN(damage_mended);
     scratch_clear();
     RUN(failures_safetensors);
+    RUN(failures_large_config);
     RUN(failures_shards);
     RUN(failures_torch);
     RUN(failures_legacy);
