@@ -1,12 +1,10 @@
 /*  clang -std=c99 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. -Itools
- * \
- *      tests/fuzz/fuzz_text.c -o build/fuzz_text -lm && build/fuzz_text -max_total_time=60
- * -timeout=5 \ -rss_limit_mb=512 -max_len=20000
+ *      tests/fuzz/fuzz_text.c -o build/fuzz_text -lm
+ *  build/fuzz_text -max_total_time=60 -timeout=10 -rss_limit_mb=512 -max_len=20000
  *
  *  The first byte chooses what the others are: 0 a tokenizer section, 1 a tokenizer.json, 2 a text,
- * 3 settings and logits of the sampler. What is accepted must do what it promises; abort() is a
- * finding. Without libFuzzer
- *  (-DFUZZ_MAIN) the program takes files and runs each.
+ *  3 settings and logits of the sampler. What is accepted must do what it promises; abort() is a
+ *  finding. Without libFuzzer (-DFUZZ_MAIN) the program takes files and runs each.
  */
 #include "base.h"
 #include "json.h"
