@@ -684,13 +684,39 @@ TL_FN uint32_t voc_known(const voc_reader *r, uint32_t id)
     return id < r->n_ids && r->by_id[id] != 0 ? id : VOC_NONE;
 }
 
+TL_FN void voc_put_header(const voc_reader *r, voc_ids ids, uint32_t n_slots, uint32_t n_taken,
+                          uint32_t bytes, uint32_t heap_bytes, uint32_t longest, unsigned char *p)
+{
+    uint32_t header[16];
+    memset(header, 0, sizeof header);
+    header[0] = MBI_TOK_MAGIC;
+    header[1] = MBI_TOK_VERSION;
+    header[2] = bytes;
+    header[3] = MBI_TOK_BPE;
+    header[4] = r->flags;
+    header[5] = r->split;
+    header[6] = r->n_ids;
+    header[7] = (uint32_t)r->n_added;
+    header[8] = (uint32_t)r->n_added_raw;
+    header[9] = n_slots;
+    header[10] = n_taken;
+    header[11] = heap_bytes;
+    header[12] = longest;
+    header[13] = voc_known(r, ids.bos);
+    header[14] = voc_known(r, ids.eos);
+    header[15] = voc_known(r, ids.pad);
+    for (size_t i = 0; i < 16; i++) {
+        voc_put32(p + 4 * i, header[i]);
+    }
+}
+
 /* The section with n_slots places for merges, in new memory. *retry: the table needs more places.
  */
 TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots,
                           unsigned char **section, size_t *bytes, int *retry)
 {
     uint64_t text = 0, total;
-    uint32_t n_taken = 0, longest, header[16];
+    uint32_t n_taken = 0, longest;
     unsigned char *p, *offsets, *byte_ids, *added, *id_flags, *heap;
     tl_status status;
     for (size_t i = 0; i < r->n_tokens; i++) {
@@ -719,26 +745,7 @@ TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots,
     }
     text = voc_put_ids(r, offsets, byte_ids, id_flags, heap, &longest);
     *bytes = (size_t)(heap - p) + (size_t)text;
-    memset(header, 0, sizeof header);
-    header[0] = MBI_TOK_MAGIC;
-    header[1] = MBI_TOK_VERSION;
-    header[2] = (uint32_t)*bytes;
-    header[3] = MBI_TOK_BPE;
-    header[4] = r->flags;
-    header[5] = r->split;
-    header[6] = r->n_ids;
-    header[7] = (uint32_t)r->n_added;
-    header[8] = (uint32_t)r->n_added_raw;
-    header[9] = n_slots;
-    header[10] = n_taken;
-    header[11] = (uint32_t)text;
-    header[12] = longest;
-    header[13] = voc_known(r, ids.bos);
-    header[14] = voc_known(r, ids.eos);
-    header[15] = voc_known(r, ids.pad);
-    for (size_t i = 0; i < 16; i++) {
-        voc_put32(p + 4 * i, header[i]);
-    }
+    voc_put_header(r, ids, n_slots, n_taken, (uint32_t)*bytes, (uint32_t)text, longest, p);
     status = voc_put_added(r, added, id_flags);
     if (status == TL_OK) {
         status = voc_check_bytes(r, byte_ids);
