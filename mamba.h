@@ -93,6 +93,7 @@
  *   @@gates          Gates and norms between a layer's core and its last product
  *   @@mamba2         Mamba-2 layers
  *   @@mlp            Gated MLP layers
+ *   @@attention      Attention layers
  *   @@layers         The table of kinds
  *   @@forward        A state, and tokens through the layers
  *   @@stateio        Snapshots of a state
@@ -1211,6 +1212,21 @@ typedef struct mbi_ssd_block {
     int n_tokens, d_state;
 } mbi_ssd_block;
 
+/* Causal softmax attention of one head for one query over n_keys keys [Milakov & Gimelshein 2018]:
+ *   out = sum_j softmax_j(scale * q.k_j) v_j
+ * in one pass over blocks of 64 keys, counted from the first key ever, with a running maximum; sums
+ * run over ascending j, so nothing depends on how the prompt was cut.  q and out: width floats (a
+ * multiple of 16, at most 1024) in blocks of 16 `stride` floats apart; out may be q.  Key j at
+ * k + j*kv_stride, width floats in a row; v the same. */
+typedef struct mbi_attend {
+    const float *q, *k, *v;
+    float *out;
+    size_t stride, kv_stride;
+    uint64_t n_keys;
+    int width;
+    float scale;
+} mbi_attend;
+
 /* X(return type, name, arguments): every full target defines mbi_k_<name>_<target>. */
 #define MBI_KERNEL_LIST(X)                                                                         \
     /* Bytes that prepare writes for T tokens of n channels; 0: gemm reads blocked floats as is.    \
@@ -1237,6 +1253,7 @@ typedef struct mbi_ssd_block {
                    int n_tokens, float *state, size_t stride, float *y))                           \
     X(void, scan_block, (const mbi_scan_block *s))                                                 \
     X(void, ssd_block, (const mbi_ssd_block *s))                                                   \
+    X(void, attend, (const mbi_attend *a))                                                         \
     /* dt = min(max(softplus(dt + bias[lane]), lo), hi), a = exp(dt * A[lane]); n multiple of 16;  \
      * bias NULL: dt is used as it is, but for the limits. */                                      \
     X(void, ssd_decay, (float *dt, const float *bias, const float *A, float lo, float hi,          \
@@ -1999,6 +2016,76 @@ MBI_KERNEL void MBI_T(mbi_k_gate)(const float *x, const float *z, float *y, size
     }
 }
 
+/* q.k of `width` floats: 16 partial sums, then a fixed tree. */
+MBI_FN float MBI_T(mbi_dot)(const float *q, const float *k, int width) {
+    float sum[MBI_LANES];
+    int i;
+    int b;
+    for (i = 0; i < MBI_LANES; i += V_LANES) {
+        vf acc = V_SET1(0.0f);
+        for (b = 0; b < width; b += MBI_LANES) {
+            acc = V_FMA(V_LOAD(q + b + i), V_LOAD(k + b + i), acc);
+        }
+        V_STORE(sum + i, acc);
+    }
+    for (i = 8; i > 0; i /= 2) {
+        for (b = 0; b < i; b++) {
+            sum[b] += sum[b + i];
+        }
+    }
+    return sum[0];
+}
+
+MBI_KERNEL void MBI_T(mbi_k_attend)(const mbi_attend *a) {
+    enum { BLOCK = 64, MAX_WIDTH = 1024 };
+    float q[MAX_WIDTH];
+    float out[MAX_WIDTH];
+    float p[BLOCK];
+    float most = -3.4028234e38f;
+    vf total = V_SET1(0.0f);
+    uint64_t start;
+    int i;
+    int j;
+    for (i = 0; i < a->width; i += V_LANES) {
+        V_STORE(q + i, V_LOAD(a->q + (size_t)(i / MBI_LANES) * a->stride + i % MBI_LANES));
+        V_STORE(out + i, V_SET1(0.0f));
+    }
+    for (start = 0; start < a->n_keys; start += BLOCK) {
+        const float *k = a->k + (size_t)start * a->kv_stride;
+        const float *v = a->v + (size_t)start * a->kv_stride;
+        int n = a->n_keys - start < BLOCK ? (int)(a->n_keys - start) : BLOCK;
+        float before = most;
+        float sum = 0.0f;
+        vf decay;
+        for (j = 0; j < n; j++) {
+            p[j] = a->scale * MBI_T(mbi_dot)(q, k + (size_t)j * a->kv_stride, a->width);
+            most = p[j] > most ? p[j] : most;
+        }
+        for (j = n; j < BLOCK; j++) {
+            p[j] = -3.4028234e38f;
+        }
+        for (j = 0; j < BLOCK; j += V_LANES) {
+            V_STORE(p + j, MBI_T(v_exp)(V_SUB(V_LOAD(p + j), V_SET1(most))));
+        }
+        for (j = 0; j < n; j++) {
+            sum += p[j];
+        }
+        decay = MBI_T(v_exp)(V_SUB(V_SET1(before), V_SET1(most)));
+        total = V_FMA(total, decay, V_SET1(sum));
+        for (i = 0; i < a->width; i += V_LANES) {
+            vf acc = V_MUL(V_LOAD(out + i), decay);
+            for (j = 0; j < n; j++) {
+                acc = V_FMA(V_SET1(p[j]), V_LOAD(v + (size_t)j * a->kv_stride + i), acc);
+            }
+            V_STORE(out + i, acc);
+        }
+    }
+    for (i = 0; i < a->width; i += V_LANES) {
+        V_STORE(a->out + (size_t)(i / MBI_LANES) * a->stride + i % MBI_LANES,
+                V_DIV(V_LOAD(out + i), total));
+    }
+}
+
 MBI_KERNEL size_t MBI_T(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tokens) {
     (void)type;
     (void)n;
@@ -2401,7 +2488,8 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *   Mamba-2: d_ssm, d_state, d_conv, n_heads, headdim, n_groups, d_mlp (channels of the gated MLP
  *            beside the SSM), f32 eps of the gated norm, f32 dt_min, f32 dt_max (may be infinite)
  *            flags: 1 = gated norm exists, 2 = norm before gate
- *   Attention: n_heads, n_kv_heads, headdim, rotary_dim, d_conv, f32 rotary base, f32 scale,
+ *   Attention: n_heads, n_kv_heads, headdim, rotary_dim, d_conv (0 = no convolution), f32 rotary
+ *            base, f32 scale, d_mlp (channels of the gated MLP beside the heads)
  *            flags: 1 = rotary pairs are adjacent
  *   MLP:     d_ff; flags: 0 = value * silu(gate)
  * "tensors", records of 160 bytes, names strictly ascending (as bytes)
@@ -2440,6 +2528,10 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *             (the same); dt_bias V (n_heads), with the bias of in_proj's dt rows; A V (n_heads):
  *             -exp(A_log); D V (S), per channel; gated_norm? V (S); out_proj P (d_model, M + S),
  *             columns [MLP | SSM]; out_proj_bias? V
+ *   Attention: Q, KV = n_heads, n_kv_heads times headdim, each head padded to 16 if there are several
+ *             in_proj P (Q + 2*KV + 2*d_mlp, d_model) segments gate?, k, v, up?, q; in_proj_bias? V;
+ *             conv_w? V (d_conv, 2*(KV pad 16) + Q pad 16) over [k | v | q]; conv_b? V (the same);
+ *             out_proj P (d_model, M + Q), columns [MLP | heads]; out_proj_bias? V
  *   MLP:      fc1 P (2*d_ff, d_model) segments value, gate; fc2 P (d_model, d_ff)
  *   biases of panels are padded like the rows of their matrix, segment by segment.
  *
@@ -3183,6 +3275,16 @@ typedef struct mbi_mamba2 {
     const float *D, *norm;           /* (width) */
 } mbi_mamba2;
 
+typedef struct mbi_attention {
+    int n_heads, n_kv, headdim, rotary_dim, d_conv, d_mlp;
+    int adjacent; /* rotary pairs */
+    float rotary_base, scale;
+    int head;     /* headdim, seg */
+    mbi_mat in_proj, out_proj;
+    const float *in_bias, *out_bias; /* padded like the rows */
+    const float *conv_w, *conv_b;    /* over [k | v | q] */
+} mbi_attention;
+
 typedef struct mbi_mlp {
     int d_ff;
     mbi_mat fc1, fc2;
@@ -3211,6 +3313,7 @@ struct mbi_layer {
     union {
         mbi_mamba1 mamba1;
         mbi_mamba2 mamba2;
+        mbi_attention attention;
         mbi_mlp mlp;
     } u;
 };
@@ -4440,6 +4543,246 @@ static void mbi_mlp_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * @@attention   Attention layers                                                         (private)
+ *
+ * As in mamba_ssm mha.py:
+ *   [q | k | v | up | gate] = in_proj u + b;  [q | k | v] = conv1d(q | k | v)   (no activation)
+ *   the first rotary_dim elements of each head of q and k are rotated by position * frequency
+ *   r += out_proj [up silu(gate) | attention(q, k, v)] + b, query head h with key head h*n_kv/n_heads
+ * State: fixed: conv inputs (d_conv-1, channels of k, v, q), oldest first; per token: k of all key
+ * heads after rotation, then v.
+ * ---------------------------------------------------------------------------------------------- */
+static void mbi_attention_bind(mbi_binder *b, mbi_layer *l, const mbi_layer_record *record) {
+    mbi_attention *m = &l->u.attention;
+    const uint32_t *u = record->u;
+    int d_model = (int)b->m->config.d_model;
+    int segments[5];
+    int n = 0;
+    int q;
+    int kv;
+    uint64_t channels;
+    if (mbi_bind_param(b, "n_heads", u[0], 1, 4096) ||
+        mbi_bind_param(b, "n_kv_heads", u[1], 1, u[0]) ||
+        mbi_bind_param(b, "n_heads % n_kv_heads", u[0] % u[1], 0, 0) ||
+        mbi_bind_param(b, "headdim", u[2], 1, 1024) ||
+        mbi_bind_param(b, "rotary_dim", u[3], 0, u[2]) ||
+        mbi_bind_param(b, "rotary_dim % 2", u[3] % 2, 0, 0) ||
+        mbi_bind_param(b, "d_conv", u[4], 0, 8) || mbi_bind_param(b, "d_mlp", u[7], 0, 1 << 20) ||
+        mbi_bind_param(b, "flags", record->flags, 0, 1)) {
+        return;
+    }
+    m->n_heads = (int)u[0];
+    m->n_kv = (int)u[1];
+    m->headdim = (int)u[2];
+    m->rotary_dim = (int)u[3];
+    m->d_conv = (int)u[4];
+    m->rotary_base = mbi_bits_f32(u[5]);
+    m->scale = mbi_bits_f32(u[6]);
+    m->d_mlp = (int)u[7];
+    m->adjacent = (int)(record->flags & 1);
+    m->head = mbi_pad_int(m->headdim, MBI_LANES);
+    if (!mbi_positive(m->scale) || (m->rotary_dim != 0 && !mbi_positive(m->rotary_base))) {
+        b->status = mbi_fail(b->err, MAMBA_ERR_FORMAT, "scale and rotary base must be positive",
+                             "layers", 0);
+        return;
+    }
+    q = (int)mbi_group_rows(u[0], u[2]);
+    kv = (int)mbi_group_rows(u[1], u[2]);
+    if (m->d_mlp != 0) {
+        segments[n++] = m->d_mlp;
+    }
+    segments[n++] = kv;
+    segments[n++] = kv;
+    if (m->d_mlp != 0) {
+        segments[n++] = m->d_mlp;
+    }
+    segments[n++] = q;
+    mbi_bind_panels(b, "in_proj", segments, n, d_model, &m->in_proj);
+    mbi_bind_panels(b, "out_proj", &d_model, 1, mbi_pad_int(m->d_mlp, MBI_LANES) + q,
+                    &m->out_proj);
+    channels = (uint64_t)((m->n_heads + 2 * m->n_kv) * m->head);
+    m->in_bias = mbi_bind_vector(b, "in_proj_bias", 1,
+                                 channels + 2 * (uint64_t)mbi_pad_int(m->d_mlp, MBI_LANES), 1);
+    m->out_bias = mbi_bind_vector(b, "out_proj_bias", 1, (uint64_t)mbi_pad_int(d_model, 16), 1);
+    if (m->d_conv != 0) {
+        m->conv_w = mbi_bind_vector(b, "conv_w", (uint64_t)m->d_conv, channels, 0);
+        m->conv_b = mbi_bind_vector(b, "conv_b", 1, channels, 1);
+    }
+}
+
+static void mbi_attention_describe(const mbi_layer *l, mamba_layer_info *info) {
+    const mbi_attention *m = &l->u.attention;
+    info->d_inner = m->n_heads * m->headdim + m->d_mlp;
+    info->d_conv = m->d_conv;
+    info->n_heads = m->n_heads;
+    info->headdim = m->headdim;
+    info->n_groups = m->n_kv;
+}
+
+static int mbi_attention_channels(const mbi_attention *m) {
+    return (m->n_heads + 2 * m->n_kv) * m->head;
+}
+
+static size_t mbi_attention_fixed(const mbi_layer *l) {
+    const mbi_attention *m = &l->u.attention;
+    return m->d_conv > 1 ? (size_t)(m->d_conv - 1) * (size_t)mbi_attention_channels(m) : 0;
+}
+
+static size_t mbi_attention_per_token(const mbi_layer *l) {
+    const mbi_attention *m = &l->u.attention;
+    return 2 * (size_t)m->n_kv * (size_t)m->head;
+}
+
+/* [gate | k | v | up | q], blocked; then cos, sin of the chunk's positions, (T, rotary_dim/2, 2). */
+static size_t mbi_attention_scratch(const mbi_layer *l, int n_tokens) {
+    const mbi_attention *m = &l->u.attention;
+    return ((size_t)m->in_proj.n_panels * MBI_LANES + (size_t)m->rotary_dim) * (size_t)n_tokens;
+}
+
+typedef struct mbi_attention_job {
+    mbi_ctx *ctx;
+    const mbi_attention *m;
+    float *kv, *q;           /* blocked (2*n_kv*head, T), (n_heads*head, T) */
+    const float *rotary;
+    float *conv_state, *cache;
+    size_t per_token;
+    int n_tasks;
+} mbi_attention_job;
+
+static void mbi_attention_angles(const mbi_attention *m, uint64_t position, int n_tokens,
+                                 float *out) {
+    int half = m->rotary_dim / 2;
+    int i;
+    int t;
+    for (i = 0; i < half; i++) {
+        double frequency = pow((double)m->rotary_base, -2.0 * i / m->rotary_dim);
+        for (t = 0; t < n_tokens; t++) {
+            double angle = (double)(position + (uint64_t)t) * frequency;
+            out[((size_t)t * (size_t)half + (size_t)i) * 2] = (float)cos(angle);
+            out[((size_t)t * (size_t)half + (size_t)i) * 2 + 1] = (float)sin(angle);
+        }
+    }
+}
+
+/* Rotates the pairs of one head of all tokens, in place. */
+static void mbi_attention_rotate(const mbi_attention_job *j, float *x) {
+    const mbi_attention *m = j->m;
+    size_t block = (size_t)j->ctx->n_tokens * MBI_LANES;
+    int half = m->rotary_dim / 2;
+    const float *cs = j->rotary;
+    int i;
+    int t;
+    for (t = 0; t < j->ctx->n_tokens; t++) {
+        for (i = 0; i < half; i++, cs += 2) {
+            int first = m->adjacent ? 2 * i : i;
+            int second = m->adjacent ? 2 * i + 1 : i + half;
+            float *a = x + (size_t)(first / MBI_LANES) * block + t * MBI_LANES + first % MBI_LANES;
+            float *b = x + (size_t)(second / MBI_LANES) * block + t * MBI_LANES +
+                       second % MBI_LANES;
+            double va = (double)*a;
+            double vb = (double)*b;
+            *a = (float)(va * (double)cs[0] - vb * (double)cs[1]);
+            *b = (float)(va * (double)cs[1] + vb * (double)cs[0]);
+        }
+    }
+}
+
+/* Convolution and rotation, head by head; k and v go into the cache. */
+static void mbi_attention_heads_task(void *arg, int i) {
+    const mbi_attention_job *j = (const mbi_attention_job *)arg;
+    const mbi_attention *m = j->m;
+    const mbi_ctx *ctx = j->ctx;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    int n_units = m->n_heads + 2 * m->n_kv; /* heads of k, v, q */
+    int blocks = m->head / MBI_LANES;
+    int unit = mbi_split(n_units, j->n_tasks, i);
+    int end = mbi_split(n_units, j->n_tasks, i + 1);
+    for (; unit < end; unit++) {
+        float *x = unit < 2 * m->n_kv
+                       ? j->kv + (size_t)(unit * blocks) * block
+                       : j->q + (size_t)((unit - 2 * m->n_kv) * blocks) * block;
+        int b;
+        int t;
+        for (b = 0; b < blocks && m->d_conv != 0; b++) {
+            int c = unit * m->head + b * MBI_LANES;
+            ctx->k->conv(x + (size_t)b * block, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL,
+                         m->d_conv, 0, ctx->n_tokens, j->conv_state + c,
+                         (size_t)mbi_attention_channels(m), x + (size_t)b * block);
+        }
+        if (unit < m->n_kv || unit >= 2 * m->n_kv) {
+            mbi_attention_rotate(j, x);
+        }
+        for (t = 0; t < ctx->n_tokens && unit < 2 * m->n_kv; t++) {
+            float *row = j->cache + (size_t)(ctx->position + (uint64_t)t) * j->per_token +
+                         (size_t)unit * (size_t)m->head;
+            for (b = 0; b < blocks; b++) {
+                memcpy(row + b * MBI_LANES, x + (size_t)b * block + t * MBI_LANES,
+                       MBI_LANES * sizeof(float));
+            }
+        }
+    }
+}
+
+/* Attention of the chunk's tokens, a range of heads; the result replaces q. */
+static void mbi_attention_task(void *arg, int i) {
+    const mbi_attention_job *j = (const mbi_attention_job *)arg;
+    const mbi_attention *m = j->m;
+    const mbi_ctx *ctx = j->ctx;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    int h = mbi_split(m->n_heads, j->n_tasks, i);
+    int end = mbi_split(m->n_heads, j->n_tasks, i + 1);
+    int t;
+    for (; h < end; h++) {
+        int kv = h / (m->n_heads / m->n_kv);
+        for (t = 0; t < ctx->n_tokens; t++) {
+            mbi_attend a;
+            a.q = a.out = j->q + (size_t)(h * (m->head / MBI_LANES)) * block + t * MBI_LANES;
+            a.k = j->cache + (size_t)kv * (size_t)m->head;
+            a.v = a.k + (size_t)m->n_kv * (size_t)m->head;
+            a.stride = block;
+            a.kv_stride = j->per_token;
+            a.n_keys = ctx->position + (uint64_t)t + 1;
+            a.width = m->head;
+            a.scale = m->scale;
+            ctx->k->attend(&a);
+        }
+    }
+}
+
+static void mbi_attention_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
+    const mbi_attention *m = &l->u.attention;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
+    size_t mlp = (size_t)mbi_pad_int(m->d_mlp, MBI_LANES) / MBI_LANES;
+    float *rotary = ctx->scratch + (size_t)m->in_proj.n_panels * block;
+    mbi_attention_job j;
+    mbi_gate_job gate;
+    j.ctx = ctx;
+    j.m = m;
+    j.kv = ctx->scratch + mlp * block;
+    j.q = j.kv + ((size_t)(2 * m->n_kv * m->head) / MBI_LANES + mlp) * block;
+    j.rotary = rotary;
+    j.conv_state = state;
+    j.cache = state + mbi_attention_fixed(l);
+    j.per_token = mbi_attention_per_token(l);
+
+    mbi_linear(ctx, &m->in_proj, mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps),
+               m->in_bias, 0, ctx->scratch);
+    mbi_attention_angles(m, ctx->position, ctx->n_tokens, rotary);
+    j.n_tasks = mbi_min_int(ctx->n_tasks, m->n_heads + 2 * m->n_kv);
+    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_attention_heads_task, &j);
+    j.n_tasks = mbi_min_int(ctx->n_tasks, m->n_heads);
+    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_attention_task, &j);
+
+    memset(&gate, 0, sizeof gate);
+    gate.type = m->out_proj.type;
+    gate.n = m->out_proj.cols;
+    gate.x = j.q - mlp * block;
+    gate.mlp_z = ctx->scratch;
+    gate.n_mlp = (int)mlp;
+    mbi_linear(ctx, &m->out_proj, mbi_gate_run(ctx, &gate), m->out_bias, 1, ctx->r);
+}
+
+/* ------------------------------------------------------------------------------------------------
  * @@layers   The table of kinds                                                          (private)
  * ---------------------------------------------------------------------------------------------- */
 static const mbi_layer_ops mbi_layer_table[] = {
@@ -4447,6 +4790,8 @@ static const mbi_layer_ops mbi_layer_table[] = {
      mbi_mamba1_scratch, mbi_mamba1_forward},
     {MAMBA_LAYER_MAMBA2, mbi_mamba2_bind, mbi_mamba2_describe, mbi_mamba2_state, mbi_no_floats,
      mbi_mamba2_scratch, mbi_mamba2_forward},
+    {MAMBA_LAYER_ATTENTION, mbi_attention_bind, mbi_attention_describe, mbi_attention_fixed,
+     mbi_attention_per_token, mbi_attention_scratch, mbi_attention_forward},
     {MAMBA_LAYER_MLP, mbi_mlp_bind, mbi_mlp_describe, mbi_no_floats, mbi_no_floats,
      mbi_mlp_scratch, mbi_mlp_forward},
 };
