@@ -2186,7 +2186,7 @@ static const struct {
      "field 'ssm_cfg.layer': found 2"},
     {"J10 ssm_cfg", 0, "{" SSM1 ",\"ssm_cfg\":[]}", "field 'ssm_cfg': found an array of 0"},
     {"J10 attention", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"attn_layer_idx\":[1]}",
-     "field 'attn_layer_idx'"},
+     "field 'attn_cfg'"},
     {"J10 layer norm", 0, "{" SSM1 ",\"ssm_cfg\":{\"d_state\":2},\"rms_norm\":false}",
      "field 'rms_norm': found false, allowed: true"},
     {"J10 activation", 0, "{" HF1 ",\"hidden_act\":\"gelu\"}",

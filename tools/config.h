@@ -32,6 +32,7 @@ typedef enum {
 /* The tensors of one layer; NULL where the model has none. Shapes as in the file: (out, in),
  * row-major. */
 typedef struct {
+    int attention;                   /* 1: an attention layer; else the model's mixer */
     const ck_tensor *norm;           /* (d_model) */
     const ck_tensor *in_proj;        /* Mamba-1: (2 d_inner, d_model), rows [x | z];
                                         Mamba-2: (d_in_proj, d_model), [z0|x0|z|x|B|C|dt] */
@@ -50,6 +51,16 @@ typedef struct {
     const ck_tensor *fc1;            /* with an MLP: (2 d_mlp, d_model), rows [value | gate] */
     const ck_tensor *fc2;            /* with an MLP: (d_model, d_mlp) */
 } ck_layer;
+
+/* Attention layers of mamba_ssm files: in_proj rows [q | k | v | up | gate]. */
+typedef struct {
+    uint64_t n_heads, n_kv, headdim;   /* n_heads 0: the model has no attention layers */
+    uint64_t rotary_dim, d_conv;       /* of each head; taps over q, k, v: 0 = none */
+    uint64_t d_mlp;                    /* rows of up and of gate */
+    double rotary_base, scale;
+    int adjacent;                      /* rotary pairs (2i, 2i+1) instead of (i, i + rotary_dim/2) */
+    int qkv_bias, out_bias;
+} ck_attention;
 
 typedef struct {
     ck_arch arch;
@@ -75,6 +86,7 @@ typedef struct {
     int proj_bias, conv_bias;
     int tied;                        /* head == embedding */
     int64_t bos, eos;                /* -1 if not in the configuration; the first of several */
+    ck_attention attention;
     const ck_tensor *embedding;      /* (padded_vocab, d_model) */
     const ck_tensor *norm_f;         /* (d_model) */
     const ck_tensor *head;           /* (padded_vocab, d_model) */
@@ -97,6 +109,7 @@ typedef struct {
     const ck_source *ck;
     const json_doc *doc;
     json_id top, ssm;        /* the configuration and its ssm_cfg (or JSON_NONE) */
+    json_id attention;       /* attn_cfg (or JSON_NONE) */
     ck_model *m;
     const char *prefix;      /* of the tensors' names: "backbone." or "model.backbone." */
     unsigned char *used;     /* by tensor */
@@ -105,7 +118,7 @@ typedef struct {
 
 TL_FN const char *cfg_scope(const cfg_reader *c, json_id object)
 {
-    return object == c->top ? "" : "ssm_cfg.";
+    return object == c->top ? "" : object == c->attention ? "attn_cfg." : "ssm_cfg.";
 }
 
 TL_FN tl_status cfg_fault(const cfg_reader *c, json_id object, const char *key, const char *found,
@@ -420,12 +433,84 @@ TL_FN void cfg_read_hf(cfg_reader *c)
     }
 }
 
+/* A positive finite number of attn_cfg. */
+TL_FN double cfg_attention_number(const cfg_reader *c, const char *key, double absent)
+{
+    json_id id = cfg_get(c, c->attention, key);
+    double value = absent;
+    tl_quoted q;
+    if (id != JSON_NONE && (!json_f64(c->doc, id, &value) || !(value > 1e-30 && value < 1e30))) {
+        cfg_fault(c, c->attention, key, json_brief(&q, c->doc, id), "a positive number");
+        return absent;
+    }
+    return value;
+}
+
+/* attn_cfg, with the defaults of mamba_ssm's MHA class. */
+TL_FN void cfg_attention(cfg_reader *c)
+{
+    ck_attention *a = &c->m->attention;
+    json_id list = cfg_get(c, c->top, "attn_layer_idx"), cfg;
+    tl_quoted q;
+    if (list == JSON_NONE || (json_kind(c->doc, list) == JSON_ARRAY && json_count(c->doc, list) == 0)) {
+        return;
+    }
+    if (json_kind(c->doc, list) != JSON_ARRAY) {
+        cfg_fault(c, c->top, "attn_layer_idx", json_brief(&q, c->doc, list), "a list of layers");
+        return;
+    }
+    cfg = c->attention = cfg_get(c, c->top, "attn_cfg");
+    if (json_kind(c->doc, cfg) != JSON_OBJECT) {
+        cfg_fault(c, c->top, "attn_cfg", json_brief(&q, c->doc, cfg), "an object");
+        return;
+    }
+    a->n_heads = cfg_u64(c, cfg, "num_heads", CFG_REQUIRED, 4096);
+    a->n_kv = cfg_u64(c, cfg, "num_heads_kv", a->n_heads, 4096);
+    a->headdim = cfg_u64(c, cfg, "head_dim", c->m->d_model / a->n_heads, 1024);
+    a->d_mlp = (cfg_u64(c, cfg, "mlp_dim", 0, CFG_MAX_WIDTH) + 255) / 256 * 256 / 2;
+    a->d_conv = cfg_u64(c, cfg, "d_conv", 0, CFG_MAX_CONV);
+    a->rotary_dim = cfg_u64(c, cfg, "rotary_emb_dim", 0, 1024);
+    a->adjacent = cfg_bool(c, cfg, "rotary_emb_interleaved", 0);
+    a->rotary_base = cfg_attention_number(c, "rotary_emb_base", 10000.0);
+    a->scale = cfg_attention_number(c, "softmax_scale",
+                                    a->headdim != 0 ? 1.0 / sqrt((double)a->headdim) : 1.0);
+    a->qkv_bias = cfg_bool(c, cfg, "qkv_proj_bias", 1);
+    a->out_bias = cfg_bool(c, cfg, "out_proj_bias", 1);
+    if (cfg_bool(c, cfg, "causal", 0) != 1) {
+        cfg_fault(c, cfg, "causal", "false", "true");
+    }
+    if (c->err->status == TL_OK && (a->n_heads % a->n_kv != 0 || a->headdim == 0 ||
+                                    a->rotary_dim > a->headdim || a->rotary_dim % 2 != 0)) {
+        tl_quote(&q, c->ck->config_path, strlen(c->ck->config_path));
+        tl_fail(c->err, TL_ERR_FORMAT,
+                "%s: attn_cfg: found %llu heads, %llu key heads, a head width of %llu, %llu rotated, "
+                "allowed: key heads that divide the heads, an even number rotated, at most the width",
+                q.text, (unsigned long long)a->n_heads, (unsigned long long)a->n_kv,
+                (unsigned long long)a->headdim, (unsigned long long)a->rotary_dim);
+    }
+}
+
+/* Marks the layers that attn_layer_idx lists. */
+TL_FN void cfg_attention_layers(const cfg_reader *c)
+{
+    json_id id = json_first(c->doc, cfg_get(c, c->top, "attn_layer_idx"));
+    tl_quoted q;
+    for (; id != JSON_NONE && c->m->attention.n_heads != 0; id = json_next(c->doc, id)) {
+        uint64_t i = 0;
+        if (!json_u64(c->doc, id, &i) || i >= c->m->n_layer || c->m->layers[i].attention) {
+            cfg_fault(c, c->top, "attn_layer_idx", json_brief(&q, c->doc, id),
+                      "different numbers of layers");
+            return;
+        }
+        c->m->layers[i].attention = 1;
+    }
+}
+
 TL_FN void cfg_read_mamba_ssm(cfg_reader *c)
 {
     ck_model *m = c->m;
-    json_id top = c->top, ssm = c->ssm, attention = cfg_get(c, top, "attn_layer_idx");
+    json_id top = c->top, ssm = c->ssm;
     uint64_t multiple = cfg_u64(c, top, "pad_vocab_size_multiple", 8, 65536), width;
-    tl_quoted q;
     m->d_model = cfg_u64(c, top, "d_model", CFG_REQUIRED, CFG_MAX_WIDTH);
     m->n_layer = cfg_u64(c, top, "n_layer", CFG_REQUIRED, CFG_MAX_LAYERS);
     m->vocab_size = cfg_u64(c, top, "vocab_size", 50277, CFG_MAX_VOCAB);
@@ -433,11 +518,7 @@ TL_FN void cfg_read_mamba_ssm(cfg_reader *c)
     m->eps = 1e-5;
     m->tied = cfg_bool(c, top, "tie_embeddings", -1);
     cfg_must(c, top, "rms_norm", 1, "true (LayerNorm models are not supported)");
-    if (json_count(c->doc, attention) != 0 ||
-        (attention != JSON_NONE && json_kind(c->doc, attention) != JSON_ARRAY)) {
-        cfg_fault(c, top, "attn_layer_idx", json_brief(&q, c->doc, attention),
-                  "[] (attention layers are not supported)");
-    }
+    cfg_attention(c);
     width = cfg_u64(c, top, "d_intermediate", 0, CFG_MAX_WIDTH);
     m->d_mlp = (width + 127) / 128 * 128;
     m->d_state = cfg_u64(c, ssm, "d_state", m->arch == CK_ARCH_MAMBA2 ? 128 : 16, CFG_MAX_STATE);
@@ -599,6 +680,26 @@ TL_FN const ck_tensor *cfg_optional(const cfg_reader *c, uint64_t layer, const c
     return flag == 1 || (flag == -1 && t != NULL) ? cfg_tensor(c, name, n, 0, 0, what) : NULL;
 }
 
+TL_FN void cfg_attention_layer(const cfg_reader *c, uint64_t i, ck_layer *l)
+{
+    const ck_attention *a = &c->m->attention;
+    uint64_t heads = a->n_heads * a->headdim, qkv = heads + 2 * a->n_kv * a->headdim;
+    uint64_t rows = qkv + 2 * a->d_mlp, d = c->m->d_model;
+    l->in_proj = cfg_part(c, i, "mixer.in_proj.weight", rows, d, 0,
+                          "((num_heads + 2 num_heads_kv) head_dim + mlp_dim, d_model)");
+    l->in_proj_bias = cfg_optional(c, i, "mixer.in_proj.bias", rows, a->qkv_bias,
+                                   "(rows of in_proj)", "attn_cfg.qkv_proj_bias");
+    if (a->d_conv != 0) {
+        l->conv = cfg_part(c, i, "mixer.conv1d.weight", qkv, 1, a->d_conv,
+                           "((num_heads + 2 num_heads_kv) head_dim, 1, d_conv)");
+        l->conv_bias = cfg_optional(c, i, "mixer.conv1d.bias", qkv, -1, "(channels of conv1d)", "");
+    }
+    l->out_proj = cfg_part(c, i, "mixer.out_proj.weight", d, heads + a->d_mlp, 0,
+                           "(d_model, num_heads head_dim + mlp_dim / 2)");
+    l->out_proj_bias = cfg_optional(c, i, "mixer.out_proj.bias", d, a->out_bias, "(d_model)",
+                                    "attn_cfg.out_proj_bias");
+}
+
 TL_FN void cfg_layer(const cfg_reader *c, uint64_t i, ck_layer *l)
 {
     const ck_model *m = c->m;
@@ -607,6 +708,17 @@ TL_FN void cfg_layer(const cfg_reader *c, uint64_t i, ck_layer *l)
     const char *bias = hf ? "use_bias" : "ssm_cfg.bias",
                *conv_bias = hf ? "use_conv_bias" : "ssm_cfg.conv_bias";
     l->norm = cfg_part(c, i, "norm.weight", d, 0, 0, "(d_model)");
+    if (m->d_mlp != 0) {
+        l->norm2 = cfg_part(c, i, "norm2.weight", d, 0, 0, "(d_model)");
+        l->fc1 = cfg_part(c, i, "mlp.fc1.weight", 2 * m->d_mlp, d, 0,
+                          "(2 d_intermediate rounded up to 128, d_model)");
+        l->fc2 = cfg_part(c, i, "mlp.fc2.weight", d, m->d_mlp, 0,
+                          "(d_model, d_intermediate rounded up to 128)");
+    }
+    if (l->attention) {
+        cfg_attention_layer(c, i, l);
+        return;
+    }
     l->in_proj = cfg_part(c, i, "mixer.in_proj.weight", m->d_in_proj, d, 0,
                           two ? "(2 d_inner + 2 n_groups d_state + n_heads, d_model)"
                               : "(2 d_inner, d_model)");
@@ -634,13 +746,6 @@ TL_FN void cfg_layer(const cfg_reader *c, uint64_t i, ck_layer *l)
         l->dt_bias = cfg_part(c, i, "mixer.dt_proj.bias", inner, 0, 0, "(d_inner)");
         l->A_log = cfg_part(c, i, "mixer.A_log", inner, m->d_state, 0, "(d_inner, d_state)");
         l->D = cfg_part(c, i, "mixer.D", inner, 0, 0, "(d_inner)");
-    }
-    if (m->d_mlp != 0) {
-        l->norm2 = cfg_part(c, i, "norm2.weight", d, 0, 0, "(d_model)");
-        l->fc1 = cfg_part(c, i, "mlp.fc1.weight", 2 * m->d_mlp, d, 0,
-                          "(2 d_intermediate rounded up to 128, d_model)");
-        l->fc2 = cfg_part(c, i, "mlp.fc2.weight", d, m->d_mlp, 0,
-                          "(d_model, d_intermediate rounded up to 128)");
     }
 }
 
@@ -687,18 +792,25 @@ TL_FN void cfg_settle(const cfg_reader *c)
 {
     ck_model *m = c->m;
     tl_quoted q;
-    const ck_layer *first = &m->layers[0];
-    for (uint64_t i = 1; i < m->n_layer; i++) {
+    const ck_layer *first = NULL;
+    for (uint64_t i = 0; i < m->n_layer; i++) {
         const ck_layer *l = &m->layers[i];
+        if (l->attention) {
+            continue;
+        }
+        first = first == NULL ? l : first;
         if ((l->in_proj_bias == NULL) != (first->in_proj_bias == NULL) ||
             (l->out_proj_bias == NULL) != (first->out_proj_bias == NULL) ||
             (l->conv_bias == NULL) != (first->conv_bias == NULL) ||
             (l->gated_norm == NULL) != (first->gated_norm == NULL)) {
             tl_fail(c->err, TL_ERR_FORMAT,
-                    "%s: layer %llu: found other biases or norms than in layer 0, "
+                    "%s: layer %llu: found other biases or norms than in the first layer, "
                     "allowed: the same in all layers",
                     tl_path(&q, c->ck->folder), (unsigned long long)i);
         }
+    }
+    if (first == NULL) {   /* attention only */
+        return;
     }
     m->proj_bias = first->in_proj_bias != NULL;
     if (m->proj_bias != (first->out_proj_bias != NULL)) {
@@ -765,6 +877,7 @@ TL_FN tl_status ck_describe(const ck_source *ck, const char *arch, ck_model *m, 
     c.m = m;
     c.err = err;
     c.top = JSON_ROOT;
+    c.attention = JSON_NONE;
     cfg_recognise(&c);
     if (err->status == TL_OK && arch != NULL) {
         m->arch = cfg_arch_named(name);
@@ -790,6 +903,9 @@ TL_FN tl_status ck_describe(const ck_source *ck, const char *arch, ck_model *m, 
         m->eos = cfg_token(&c, "eos_token_id");
         c.used = (unsigned char *)tl_calloc(ck->tensor_count, 1, err);
         m->layers = (ck_layer *)tl_calloc(m->n_layer, sizeof m->layers[0], err);
+    }
+    if (err->status == TL_OK) {
+        cfg_attention_layers(&c);
     }
     if (err->status == TL_OK) {
         cfg_tensors(&c);

@@ -245,6 +245,90 @@ static tl_status cv_out_proj2(const wr_item *item, uint64_t row, float *out, tl_
     return status;
 }
 
+/* ---- attention: heads padded to 16 ------------------------------------------------------------ */
+
+/* Stored rows [gate | k | v | up | q] against the checkpoint's [q | k | v | up | gate]; item->d =
+ * {n_heads, n_kv, headdim, d_mlp}. Row of the checkpoint for row r of segment s, or -1. */
+static int64_t cv_qkv_row(const int d[4], int s, uint64_t r)
+{
+    uint64_t hd = (uint64_t)d[2], q = (uint64_t)d[0] * hd, kv = (uint64_t)d[1] * hd;
+    uint64_t mlp = (uint64_t)d[3];
+    const uint64_t start[5] = {q + 2 * kv + mlp, q, q + kv, q + 2 * kv, 0};
+    int64_t i = s == 0 || s == 3 ? (int64_t)r : cv_unpad(r, (uint64_t)d[s == 4 ? 0 : 1], hd);
+    return i < 0 ? -1 : (int64_t)start[s] + i;
+}
+
+static void cv_qkv_rows(const int d[4], uint64_t rows[5])
+{
+    rows[0] = rows[3] = (uint64_t)d[3];
+    rows[1] = rows[2] = mbi_group_rows((uint64_t)d[1], (uint64_t)d[2]);
+    rows[4] = mbi_group_rows((uint64_t)d[0], (uint64_t)d[2]);
+}
+
+static tl_status cv_qkv(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    uint64_t rows[5];
+    int64_t from;
+    int s = 0;
+    cv_qkv_rows(item->d, rows);
+    while (row >= rows[s]) {
+        row -= rows[s++];
+    }
+    from = cv_qkv_row(item->d, s, row);
+    return from < 0 ? TL_OK
+                    : ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor,
+                                  (uint64_t)from * item->t.cols, item->t.cols, out, err);
+}
+
+/* A bias of in_proj (item->first = 0), or taps and bias of the convolution over [k | v | q] alone
+ * (item->first = 1): item->t.rows values a channel, each segment padded to 16. */
+static tl_status cv_qkv_vector(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    uint64_t rows[5], n = item->t.rows, at = 0;
+    float taps[64];
+    tl_status status = TL_OK;
+    (void)row;
+    cv_qkv_rows(item->d, rows);
+    for (int s = 0; s < 5; s++) {
+        for (uint64_t r = 0; r < rows[s] && status == TL_OK; r++) {
+            int64_t from = cv_qkv_row(item->d, s, r);
+            if (from < 0 || (item->first != 0 && (s == 0 || s == 3))) {
+                continue;
+            }
+            status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor,
+                                 (uint64_t)from * n, n, taps, err);
+            for (uint64_t j = 0; j < n; j++) {
+                out[j * mbi_pad(item->t.cols, 16) + at + r] = taps[j];
+            }
+        }
+        at += item->first != 0 && (s == 0 || s == 3) ? 0 : mbi_pad(rows[s], 16);
+    }
+    return status;
+}
+
+/* One row of out_proj: the checkpoint's columns [heads | MLP] as [MLP padded to 16 | heads]. */
+static tl_status cv_attention_out(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    uint64_t heads = (uint64_t)item->d[0] * (uint64_t)item->d[2], mlp = (uint64_t)item->d[3];
+    uint64_t n = mbi_group_rows((uint64_t)item->d[0], (uint64_t)item->d[2]);
+    float *line = (float *)tl_malloc(heads + mlp, sizeof(float), err);
+    tl_status status = line == NULL
+                           ? TL_ERR_MEMORY
+                           : ck_read_f32((const ck_source *)item->from,
+                                         (const ck_tensor *)item->tensor, row * (heads + mlp),
+                                         heads + mlp, line, err);
+    if (status == TL_OK) {
+        memcpy(out, line + heads, mlp * sizeof(float));
+        out += mbi_pad(mlp, 16);
+        for (uint64_t r = 0; r < n; r++) {
+            int64_t from = cv_unpad(r, (uint64_t)item->d[0], (uint64_t)item->d[2]);
+            out[r] = from >= 0 ? line[from] : 0.0f;
+        }
+    }
+    tl_free(line);
+    return status;
+}
+
 /* A = -exp(A_log) per head. */
 static tl_status cv_A2(const wr_item *item, uint64_t row, float *out, tl_error *err)
 {
@@ -441,6 +525,76 @@ static void cv_mamba2(const cv_plan *p, const ck_model *m, const ck_layer *l, mb
     }
 }
 
+static wr_item *cv_add_attention(const cv_plan *p, const ck_model *m, const char *what,
+                                 mamba_type type, uint32_t layout, const ck_tensor *t,
+                                 wr_source source)
+{
+    wr_item *item = t != NULL ? cv_add(p, what, type, layout, t, source) : NULL;
+    if (item != NULL) {
+        item->d[0] = (int)m->attention.n_heads;
+        item->d[1] = (int)m->attention.n_kv;
+        item->d[2] = (int)m->attention.headdim;
+        item->d[3] = (int)m->attention.d_mlp;
+    }
+    return item;
+}
+
+static void cv_attention(const cv_plan *p, const ck_model *m, const ck_layer *l,
+                         mbi_layer_record *record)
+{
+    const ck_attention *a = &m->attention;
+    const int d[4] = {(int)a->n_heads, (int)a->n_kv, (int)a->headdim, (int)a->d_mlp};
+    uint64_t rows[5], channels, mlp = mbi_pad(a->d_mlp, 16);
+    wr_item *item;
+    cv_qkv_rows(d, rows);
+    channels = 2 * mbi_pad(rows[1], 16) + mbi_pad(rows[4], 16);
+    record->kind = MAMBA_LAYER_ATTENTION;
+    record->flags = a->adjacent ? 1 : 0;
+    record->u[0] = (uint32_t)a->n_heads;
+    record->u[1] = (uint32_t)a->n_kv;
+    record->u[2] = (uint32_t)a->headdim;
+    record->u[3] = (uint32_t)a->rotary_dim;
+    record->u[4] = (uint32_t)a->d_conv;
+    record->u[5] = mbi_f32_bits((float)a->rotary_base);
+    record->u[6] = mbi_f32_bits((float)a->scale);
+    record->u[7] = (uint32_t)a->d_mlp;
+    item = cv_add_attention(p, m, "in_proj", p->type, MBI_LAYOUT_PANELS, l->in_proj, cv_qkv);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)m->d_model;
+        for (int s = 0; s < 5; s++) {
+            if (rows[s] != 0) {
+                wr_segment(item, rows[s]);
+            }
+        }
+    }
+    item = cv_add_attention(p, m, "in_proj_bias", MAMBA_F32, MBI_LAYOUT_VECTOR, l->in_proj_bias,
+                            cv_qkv_vector);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)(channels + 2 * mlp);
+        wr_segment(item, 1);
+    }
+    item = cv_add_attention(p, m, "conv_w", MAMBA_F32, MBI_LAYOUT_VECTOR, l->conv, cv_qkv_vector);
+    if (item != NULL) {
+        item->first = 1;
+        item->t.cols = (uint32_t)channels;
+        wr_segment(item, a->d_conv);
+    }
+    item = cv_add_attention(p, m, "conv_b", MAMBA_F32, MBI_LAYOUT_VECTOR, l->conv_bias,
+                            cv_qkv_vector);
+    if (item != NULL) {
+        item->first = 1;
+        item->t.cols = (uint32_t)channels;
+        wr_segment(item, 1);
+    }
+    item = cv_add_attention(p, m, "out_proj", p->type, MBI_LAYOUT_PANELS, l->out_proj,
+                            cv_attention_out);
+    if (item != NULL) {
+        item->t.cols = (uint32_t)(mlp + rows[4]);
+        wr_segment(item, m->d_model);
+    }
+    cv_floats(p, "out_proj_bias", l->out_proj_bias, 1, m->d_model, 1);
+}
+
 static void cv_mlp(const cv_plan *p, const ck_model *m, const ck_layer *l, mbi_layer_record *record)
 {
     record->kind = MAMBA_LAYER_MLP;
@@ -458,7 +612,9 @@ static void cv_layers(cv_plan *p, const ck_model *m, mbi_layer_record *records)
         p->layer = (int)(r - records);
         r->norm_eps = (float)m->eps;
         cv_floats(p, "norm", l->norm, 1, m->d_model, 0);
-        if (m->arch == CK_ARCH_MAMBA2) {
+        if (l->attention) {
+            cv_attention(p, m, l, r);
+        } else if (m->arch == CK_ARCH_MAMBA2) {
             cv_mamba2(p, m, l, r);
         } else {
             cv_mamba1(p, m, l, r);
