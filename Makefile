@@ -19,7 +19,7 @@ ifeq ($(filter $(config),release debug sanitize),)
 $(error config must be release, debug or sanitize)
 endif
 FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L $(CFLAGS) $(flags_$(config)) $(WARN) -MMD -MP -I. $(defines)
-LIBS = $(OPENMP) $(flags_$(config)) -lm
+LIBS = $(OPENMP) -pthread $(flags_$(config)) -lm
 
 EXAMPLES := $(patsubst examples/%.c,%,$(wildcard examples/*.c))
 TOOLS := $(if $(wildcard tools/convert.c),mamba-convert)
@@ -77,7 +77,7 @@ $(B)/mamba-convert: tools/convert.c $(B)/libmamba.a Makefile
 
 $(TESTS:%=$(B)/tests/%): $(B)/tests/%: tests/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -Itests -Itools $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
+	$(CC) $(FLAGS) -Itests -Itools -DBUILD_DIR=\"$(B)\" $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
 
 # The golden checkpoints, converted: NAME.mamba as f32, NAME-bf16.mamba, NAME-q8.mamba.
 convert = @mkdir -p $(@D); echo "$(B)/mamba-convert $< -o $@ --type $(1)"; \
