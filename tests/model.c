@@ -257,12 +257,15 @@ static void check_tales(const char *name, double bound, int exact)
     golden_tensor prompt = golden_get(&g, "prompt"), greedy = golden_get(&g, "greedy");
     mamba_model *m = open_model(name);
     double got, want = 0.0;
+    int whole;
     size_t i;
     REQUIRE(ids.n == 2048 && targets.n == 2048 && nll.n == 2048 && prompt.n != 0 && greedy.n == 64);
-    for (i = 0; i < nll.n; i++) {
-        want += (double)nll.u.f[i] / (double)nll.n;
+    whole = target == mamba_target_best(); /* the slower targets see the first tokens only */
+    ids.n = whole ? ids.n : 384;
+    for (i = 0; i < ids.n; i++) {
+        want += (double)nll.u.f[i] / (double)ids.n;
     }
-    got = mean_nll(m, &ids, &targets, exact ? &last : NULL);
+    got = mean_nll(m, &ids, &targets, exact && whole ? &last : NULL);
     CHECK_NEAR(got, want, bound);
     if (figures()) {
         printf("%s on %s: nll %.6f, expected %.6f, off by %.2g\n", name, mamba_target_name(target), got, want,
@@ -362,8 +365,8 @@ TEST(cuts)
         check_cuts(kinds[i], kinds[i], 1000);
     }
     check_cuts("mamba1-long", "mamba1-long", 1000);
-    check_cuts("mamba1-tales-bf16", "mamba1-tales", 70);
-    check_cuts("mamba1-tales-q8", "mamba1-tales", 70);
+    check_cuts("mamba1-tales-bf16", "mamba1-tales", 20);
+    check_cuts("mamba1-tales-q8", "mamba1-tales", 20);
 }
 
 static void run_backwards(void *user, int n_tasks, mamba_task task, void *arg)
@@ -409,8 +412,8 @@ TEST(threads)
         check_threads(kinds[i], kinds[i], 1000);
     }
     check_threads("mamba1-long", "mamba1-long", 300);
-    check_threads("mamba1-tales-bf16", "mamba1-tales", 140);
-    check_threads("mamba1-tales-q8", "mamba1-tales", 140);
+    check_threads("mamba1-tales-bf16", "mamba1-tales", 36);
+    check_threads("mamba1-tales-q8", "mamba1-tales", 36);
 }
 
 /* Chunks in parallel over time: within the bound, and the same bits for any number of threads. */
