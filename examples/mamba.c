@@ -484,7 +484,7 @@ static int run_start(run_job *j, const cli_page *page) {
         code = run_start_token(j);
         j->n_prompt = 1;
     }
-    return code;
+    return code == CLI_OK ? cli_reserve(&j->out, 256) : code;
 }
 
 static int run_go(run_job *j, const cli_page *page) {
