@@ -1,12 +1,14 @@
-/*  bench.h: `mamba bench`: this machine's limits, then prefill and decode as rates and as shares of them.
+/*  bench.h: `mamba bench`: this machine's limits, then prefill and decode as rates and as shares of
+ * them.
  *
- *  Every figure is the median of some repetitions with its spread (largest - smallest) / median.  Shares:
- *    decode   bytes of weights read for a token * tokens/s  /  streaming read bandwidth at as many threads
- *    prefill  2 * weights of the matrix products * tokens/s  /  the fastest arithmetic this machine has for the
- *             weight type at as many threads (f32: FMA; 16 bits: AMX bf16; 8 and 4 bits: AMX int8; without AMX
- *             the dot-product instructions of AVX-512, without those FMA).  Scan, convolution and norms are not
- *             counted as work, so that the share says how much of the machine the whole model reaches.
- *  A model smaller than the last-level cache can decode above the bandwidth of its memory.
+ *  Every figure is the median of some repetitions with its spread (largest - smallest) / median.
+ * Shares: decode   bytes of weights read for a token * tokens/s  /  streaming read bandwidth at as
+ * many threads prefill  2 * weights of the matrix products * tokens/s  /  the fastest arithmetic
+ * this machine has for the weight type at as many threads (f32: FMA; 16 bits: AMX bf16; 8 and 4
+ * bits: AMX int8; without AMX the dot-product instructions of AVX-512, without those FMA).  Scan,
+ * convolution and norms are not counted as work, so that the share says how much of the machine the
+ * whole model reaches. A model smaller than the last-level cache can decode above the bandwidth of
+ * its memory.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -47,9 +49,12 @@ typedef struct {
 static const struct {
     const char *name, *type, *unit;
     double scale;
-} bench_limit_names[LIMIT_COUNT] = {
-    {"read", "", "GB/s", 1e-9},         {"fma", "f32", "GFLOP/s", 1e-9},     {"avx512bf16", "bf16", "GFLOP/s", 1e-9},
-    {"avx512vnni", "int8", "GOP/s", 1e-9}, {"amx", "bf16", "GFLOP/s", 1e-9}, {"amx", "int8", "GOP/s", 1e-9}};
+} bench_limit_names[LIMIT_COUNT] = {{"read", "", "GB/s", 1e-9},
+                                    {"fma", "f32", "GFLOP/s", 1e-9},
+                                    {"avx512bf16", "bf16", "GFLOP/s", 1e-9},
+                                    {"avx512vnni", "int8", "GOP/s", 1e-9},
+                                    {"amx", "bf16", "GFLOP/s", 1e-9},
+                                    {"amx", "int8", "GOP/s", 1e-9}};
 
 static int bench_order(const void *a, const void *b) {
     double x = *(const double *)a;
@@ -71,8 +76,8 @@ static int bench_read_list(const char *text, const char *name, int64_t hi, int *
     size_t i;
     int code = cli_ids_parse(&ids, text, strlen(text), hi + 1, name);
     if (code == CLI_OK && ids.n > BENCH_MAX_LIST) {
-        code = cli_fail(CLI_USAGE, "bench: %s: found %llu numbers, allowed: 1 to %d", name, (unsigned long long)ids.n,
-                        BENCH_MAX_LIST);
+        code = cli_fail(CLI_USAGE, "bench: %s: found %llu numbers, allowed: 1 to %d", name,
+                        (unsigned long long)ids.n, BENCH_MAX_LIST);
     }
     for (i = 0; code == CLI_OK && i < ids.n; i++) {
         list[i] = ids.ids[i];
@@ -98,19 +103,22 @@ static void bench_print_string(const char *text) {
     (void)putchar('"');
 }
 
-/* ---- limits -------------------------------------------------------------------------------------------- */
+/* ---- limits
+ * -------------------------------------------------------------------------------------------- */
 
 static void bench_print_limit(const bench_job *j, int which, int threads, bench_figure f) {
     double value = f.median * bench_limit_names[which].scale;
     if (j->json) {
-        (void)printf("{\"test\":\"limit\",\"name\":\"%s\",\"model\":null,\"type\":\"%s\",\"threads\":%d,\"tokens\":null,"
-                     "\"tokens_per_s\":null,\"value\":%.6g,\"unit\":\"%s\",\"spread\":%.4f,\"share_of_limit\":1}\n",
+        (void)printf("{\"test\":\"limit\",\"name\":\"%s\",\"model\":null,\"type\":\"%s\","
+                     "\"threads\":%d,\"tokens\":null,"
+                     "\"tokens_per_s\":null,\"value\":%.6g,\"unit\":\"%s\",\"spread\":%.4f,\"share_"
+                     "of_limit\":1}\n",
                      bench_limit_names[which].name, bench_limit_names[which].type, threads, value,
                      bench_limit_names[which].unit, f.spread);
     } else {
-        (void)printf("%-9s %-15s %-5s %7d %8s %11.1f %-8s %5.1f %%\n", "limit", bench_limit_names[which].name,
-                     bench_limit_names[which].type, threads, "", value, bench_limit_names[which].unit,
-                     100.0 * f.spread);
+        (void)printf("%-9s %-15s %-5s %7d %8s %11.1f %-8s %5.1f %%\n", "limit",
+                     bench_limit_names[which].name, bench_limit_names[which].type, threads, "",
+                     value, bench_limit_names[which].unit, 100.0 * f.spread);
     }
 }
 
@@ -134,7 +142,8 @@ static int bench_limits(bench_job *j) {
             double values[BENCH_MAX_REPS];
             int r;
             for (r = 0; r < (int)j->reps; r++) {
-                values[r] = limits_once(f, (const unsigned char *)buffer, bytes, rounds, j->threads_list[t]);
+                values[r] = limits_once(f, (const unsigned char *)buffer, bytes, rounds,
+                                        j->threads_list[t]);
             }
             j->limits[t][which] = bench_summary(values, (int)j->reps);
             bench_print_limit(j, which, j->threads_list[t], j->limits[t][which]);
@@ -161,7 +170,8 @@ static int bench_prefill_limit(const bench_job *j, int t) {
     return LIMIT_F32;
 }
 
-/* ---- the model ----------------------------------------------------------------------------------------- */
+/* ---- the model
+ * ----------------------------------------------------------------------------------------- */
 
 static int bench_type(const char *name, mamba_type *type) {
     static const char names[][5] = {"f32", "f16", "bf16", "q8", "q4"};
@@ -183,7 +193,8 @@ static int bench_generate(bench_job *j) {
     cli_quoted q;
     int code;
     if (g == NULL) {
-        (void)cli_fail(CLI_USAGE, "bench: --synthetic: found '%s'; `mamba bench --help` lists the geometries",
+        (void)cli_fail(CLI_USAGE,
+                       "bench: --synthetic: found '%s'; `mamba bench --help` lists the geometries",
                        cli_quote(&q, j->synthetic, strlen(j->synthetic)));
         return CLI_USAGE;
     }
@@ -200,10 +211,12 @@ static int bench_generate(bench_job *j) {
         cli_output out;
         code = cli_output_open(&out, j->write);
         if (code == CLI_OK) {
-            code = cli_output_close(&out, cli_output_write(&out, j->image.image, (size_t)j->image.bytes));
+            code = cli_output_close(&out,
+                                    cli_output_write(&out, j->image.image, (size_t)j->image.bytes));
         }
     }
-    if (code == CLI_OK && mamba_open_memory(j->image.image, j->image.bytes, &config, &j->m.model, &err) != MAMBA_OK) {
+    if (code == CLI_OK &&
+        mamba_open_memory(j->image.image, j->image.bytes, &config, &j->m.model, &err) != MAMBA_OK) {
         return cli_error(&err);
     }
     return code;
@@ -245,7 +258,8 @@ static int bench_state(const bench_job *j, int threads, mamba_state **state) {
     memset(&options, 0, sizeof options);
     options.n_threads = threads;
     options.max_tokens = 8192;
-    return mamba_state_create(j->m.model, &options, state, &err) == MAMBA_OK ? CLI_OK : cli_error(&err);
+    return mamba_state_create(j->m.model, &options, state, &err) == MAMBA_OK ? CLI_OK
+                                                                             : cli_error(&err);
 }
 
 /* Seconds for n tokens of prompt, with the logits of the last. */
@@ -253,7 +267,8 @@ static int bench_prefill_once(const bench_job *j, mamba_state *state, int n, dou
     mamba_error err;
     double start = cli_seconds();
     mamba_state_reset(state);
-    if (mamba_prefill(state, j->tokens, (size_t)n, j->logits, (size_t)j->m.info.n_vocab, &err) != MAMBA_OK) {
+    if (mamba_prefill(state, j->tokens, (size_t)n, j->logits, (size_t)j->m.info.n_vocab, &err) !=
+        MAMBA_OK) {
         return cli_error(&err);
     }
     *seconds = cli_seconds() - start;
@@ -268,7 +283,8 @@ static int bench_decode_once(const bench_job *j, mamba_state *state, int n, doub
     int code = bench_prefill_once(j, state, 8, seconds);
     start = cli_seconds();
     for (i = 0; i < n && code == CLI_OK; i++) {
-        if (mamba_step(state, j->tokens[8 + i], j->logits, (size_t)j->m.info.n_vocab, &err) != MAMBA_OK) {
+        if (mamba_step(state, j->tokens[8 + i], j->logits, (size_t)j->m.info.n_vocab, &err) !=
+            MAMBA_OK) {
             code = cli_error(&err);
         }
     }
@@ -276,7 +292,8 @@ static int bench_decode_once(const bench_job *j, mamba_state *state, int n, doub
     return code;
 }
 
-static void bench_print_rate(const bench_job *j, const char *test, int t, int tokens, bench_figure f) {
+static void bench_print_rate(const bench_job *j, const char *test, int t, int tokens,
+                             bench_figure f) {
     int which = strcmp(test, "decode") == 0 ? LIMIT_READ : bench_prefill_limit(j, t);
     double work = which == LIMIT_READ ? j->decode_bytes : j->prefill_ops;
     double limit = j->limits[t][which].n > 0 ? j->limits[t][which].median : 0.0;
@@ -284,21 +301,25 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
     if (j->json) {
         (void)printf("{\"test\":\"%s\",\"model\":", test);
         bench_print_string(j->name);
-        (void)printf(",\"type\":\"%s\",\"target\":\"%s\",\"threads\":%d,\"tokens\":%d,\"tokens_per_s\":%.6g,"
-                     "\"spread\":%.4f,\"reps\":%d,", j->m.info.weight_type, j->m.info.target, j->threads_list[t], tokens,
-                     f.median, f.spread, f.n);
+        (void)printf(
+            ",\"type\":\"%s\",\"target\":\"%s\",\"threads\":%d,\"tokens\":%d,\"tokens_per_s\":%.6g,"
+            "\"spread\":%.4f,\"reps\":%d,",
+            j->m.info.weight_type, j->m.info.target, j->threads_list[t], tokens, f.median, f.spread,
+            f.n);
         if (limit > 0.0) {
-            (void)printf("\"share_of_limit\":%.4f,\"limit\":\"%s %s\"}\n", share, bench_limit_names[which].name,
-                         bench_limit_names[which].type);
+            (void)printf("\"share_of_limit\":%.4f,\"limit\":\"%s %s\"}\n", share,
+                         bench_limit_names[which].name, bench_limit_names[which].type);
         } else {
             (void)printf("\"share_of_limit\":null,\"limit\":null}\n");
         }
     } else {
-        (void)printf("%-9s %-15.15s %-5s %7d %8d %11.1f %-8s %5.1f %%", test, j->name, j->m.info.weight_type,
-                     j->threads_list[t], tokens, f.median, "tok/s", 100.0 * f.spread);
+        (void)printf("%-9s %-15.15s %-5s %7d %8d %11.1f %-8s %5.1f %%", test, j->name,
+                     j->m.info.weight_type, j->threads_list[t], tokens, f.median, "tok/s",
+                     100.0 * f.spread);
         if (limit > 0.0) {
             (void)printf("  %5.1f %% of %s%s%s", 100.0 * share, bench_limit_names[which].name,
-                         bench_limit_names[which].type[0] ? " " : "", bench_limit_names[which].type);
+                         bench_limit_names[which].type[0] ? " " : "",
+                         bench_limit_names[which].type);
         }
         (void)putchar('\n');
     }
@@ -319,8 +340,10 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
                       : bench_prefill_once(j, state, tokens < 128 ? tokens : 128, &seconds);
     }
     began = cli_seconds();
-    while (code == CLI_OK && n < (int)j->reps && !cli_stop && (n == 0 || cli_seconds() - began < j->seconds)) {
-        code = decode ? bench_decode_once(j, state, tokens, &seconds) : bench_prefill_once(j, state, tokens, &seconds);
+    while (code == CLI_OK && n < (int)j->reps && !cli_stop &&
+           (n == 0 || cli_seconds() - began < j->seconds)) {
+        code = decode ? bench_decode_once(j, state, tokens, &seconds)
+                      : bench_prefill_once(j, state, tokens, &seconds);
         values[n++] = (double)tokens / seconds;
     }
     mamba_state_free(state);
@@ -330,7 +353,8 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
     return code;
 }
 
-/* ---- where the time goes ------------------------------------------------------------------------------- */
+/* ---- where the time goes
+ * ------------------------------------------------------------------------------- */
 
 static void bench_print_profile(const bench_job *j, const char *test, int threads) {
     double total = 0.0;
@@ -343,8 +367,10 @@ static void bench_print_profile(const bench_job *j, const char *test, int thread
         if (j->json) {
             (void)printf("{\"test\":\"profile\",\"of\":\"%s\",\"model\":", test);
             bench_print_string(j->name);
-            (void)printf(",\"type\":\"%s\",\"threads\":%d,\"operator\":\"%s\",\"seconds\":%.6g,\"share\":%.4f}\n",
-                         j->m.info.weight_type, threads, profile.names[i], profile.seconds[i], share);
+            (void)printf(",\"type\":\"%s\",\"threads\":%d,\"operator\":\"%s\",\"seconds\":%.6g,"
+                         "\"share\":%.4f}\n",
+                         j->m.info.weight_type, threads, profile.names[i], profile.seconds[i],
+                         share);
         } else {
             (void)printf("profile   %-15s %-20s %10.3f ms %6.1f %%\n", test, profile.names[i],
                          1e3 * profile.seconds[i], 100.0 * share);
@@ -359,12 +385,14 @@ static int bench_profile(bench_job *j, int t) {
     int code = bench_state(j, j->threads_list[t], &state);
     for (decode = 0; decode < 2 && code == CLI_OK; decode++) {
         int tokens = decode ? 32 : 512;
-        code = decode ? bench_decode_once(j, state, 8, &seconds) : bench_prefill_once(j, state, 64, &seconds);
+        code = decode ? bench_decode_once(j, state, 8, &seconds)
+                      : bench_prefill_once(j, state, 64, &seconds);
         memset(&profile, 0, sizeof profile);
         profile.current = -1;
         profile.on = 1;
         if (code == CLI_OK) {
-            code = decode ? bench_decode_once(j, state, tokens, &seconds) : bench_prefill_once(j, state, tokens, &seconds);
+            code = decode ? bench_decode_once(j, state, tokens, &seconds)
+                          : bench_prefill_once(j, state, tokens, &seconds);
         }
         profile_mark(NULL);
         profile.on = 0;
@@ -376,7 +404,8 @@ static int bench_profile(bench_job *j, int t) {
     return code;
 }
 
-/* ---- a long stream ------------------------------------------------------------------------------------- */
+/* ---- a long stream
+ * ------------------------------------------------------------------------------------- */
 
 /* Bytes of memory in use, 0 where the system does not say. */
 static uint64_t bench_resident(void) {
@@ -407,18 +436,21 @@ static void bench_print_length(const bench_job *j, int threads, uint64_t done, d
     if (j->json) {
         (void)printf("{\"test\":\"length\",\"model\":");
         bench_print_string(j->name);
-        (void)printf(",\"type\":\"%s\",\"threads\":%d,\"tokens\":%llu,\"tokens_per_s\":%.6g,\"spread\":null,"
-                     "\"share_of_limit\":null,\"resident_bytes\":%llu}\n", j->m.info.weight_type, threads,
-                     (unsigned long long)done, rate, (unsigned long long)resident);
+        (void)printf(
+            ",\"type\":\"%s\",\"threads\":%d,\"tokens\":%llu,\"tokens_per_s\":%.6g,\"spread\":null,"
+            "\"share_of_limit\":null,\"resident_bytes\":%llu}\n",
+            j->m.info.weight_type, threads, (unsigned long long)done, rate,
+            (unsigned long long)resident);
     } else {
-        (void)printf("length    %-15.15s %-5s %7d %10llu %11.1f tok/s  resident %.2f MiB\n", j->name,
-                     j->m.info.weight_type, threads, (unsigned long long)done, rate, (double)resident / 1048576.0);
+        (void)printf("length    %-15.15s %-5s %7d %10llu %11.1f tok/s  resident %.2f MiB\n",
+                     j->name, j->m.info.weight_type, threads, (unsigned long long)done, rate,
+                     (double)resident / 1048576.0);
     }
     (void)fflush(stdout);
 }
 
-/* Streams tokens in pieces of --chunk; a row at each power of ten (from the piece on) and at the end, with the
- * rate since the row before. */
+/* Streams tokens in pieces of --chunk; a row at each power of ten (from the piece on) and at the
+ * end, with the rate since the row before. */
 static int bench_length(bench_job *j, int threads) {
     uint64_t total = (uint64_t)j->length;
     uint64_t done = 0;
@@ -435,7 +467,8 @@ static int bench_length(bench_job *j, int threads) {
     while (code == CLI_OK && done < total && !cli_stop) {
         uint64_t goal = next < total ? next : total;
         uint64_t n = goal - done < (uint64_t)j->chunk ? goal - done : (uint64_t)j->chunk;
-        if (mamba_prefill(state, j->tokens + done % 1024, (size_t)n, j->logits, (size_t)j->m.info.n_vocab, &err)) {
+        if (mamba_prefill(state, j->tokens + done % 1024, (size_t)n, j->logits,
+                          (size_t)j->m.info.n_vocab, &err)) {
             code = cli_error(&err);
         }
         done += n;
@@ -451,7 +484,8 @@ static int bench_length(bench_job *j, int threads) {
     return code;
 }
 
-/* ---- the command --------------------------------------------------------------------------------------- */
+/* ---- the command
+ * --------------------------------------------------------------------------------------- */
 
 static void bench_print_machine(const bench_job *j) {
     cli_text t = {NULL, 0, 0};
@@ -484,19 +518,19 @@ static void bench_print_machine(const bench_job *j) {
 #endif
         (void)printf(",\"version\":\"%s\"}\n", mamba_version());
     } else {
-        (void)printf("%s, %ld cores, mamba.h %s\n", cli_quote(&q, cpu, strlen(cpu)), sysconf(_SC_NPROCESSORS_ONLN),
-                     mamba_version());
+        (void)printf("%s, %ld cores, mamba.h %s\n", cli_quote(&q, cpu, strlen(cpu)),
+                     sysconf(_SC_NPROCESSORS_ONLN), mamba_version());
     }
     free(t.bytes);
 }
 
 static void bench_print_model(const bench_job *j) {
     if (!j->json) {
-        (void)printf("%s %s, target %s: %.1f M parameters, %.1f MB of weights read for a token\n", j->name,
-                     j->m.info.weight_type, j->m.info.target, 1e-6 * (double)j->m.info.n_parameters,
-                     1e-6 * j->decode_bytes);
-        (void)printf("%-9s %-15s %-5s %7s %8s %11s %-8s %7s  %s\n", "test", "model", "type", "threads", "tokens",
-                     "median", "", "spread", "share of limit");
+        (void)printf("%s %s, target %s: %.1f M parameters, %.1f MB of weights read for a token\n",
+                     j->name, j->m.info.weight_type, j->m.info.target,
+                     1e-6 * (double)j->m.info.n_parameters, 1e-6 * j->decode_bytes);
+        (void)printf("%-9s %-15s %-5s %7s %8s %11s %-8s %7s  %s\n", "test", "model", "type",
+                     "threads", "tokens", "median", "", "spread", "share of limit");
     }
 }
 
@@ -550,7 +584,8 @@ static int bench_go(bench_job *j) {
     int cores = mbi_n_threads(0, NULL);
     int code = CLI_OK;
     if ((j->synthetic != NULL) == (j->m.path != NULL)) {
-        return cli_fail(CLI_USAGE, "bench: give -m FILE or --synthetic NAME (see mamba bench --help)");
+        return cli_fail(CLI_USAGE,
+                        "bench: give -m FILE or --synthetic NAME (see mamba bench --help)");
     }
     if (j->synthetic == NULL && (j->type != NULL || j->write != NULL)) {
         return cli_fail(CLI_USAGE, "bench: --type and --write go with --synthetic");
@@ -561,7 +596,9 @@ static int bench_go(bench_job *j) {
     if (j->threads != NULL) {
         code = bench_read_list(j->threads, "--threads", 1024, j->threads_list, &j->n_threads);
         if (code == CLI_OK && (j->n_threads < 1 || j->threads_list[0] < 1)) {
-            code = cli_fail(CLI_USAGE, "bench: --threads: found '%s', allowed: numbers from 1 to 1024", j->threads);
+            code =
+                cli_fail(CLI_USAGE, "bench: --threads: found '%s', allowed: numbers from 1 to 1024",
+                         j->threads);
         }
     }
     if (code == CLI_OK) {
@@ -590,36 +627,53 @@ static int bench_go(bench_job *j) {
 }
 
 static int cmd_bench(int argc, char **argv) {
-    bench_job j = {.prefill = "128,512,2048", .decode = 128, .reps = 5, .seconds = 20.0, .limit_mib = 1024,
+    bench_job j = {.prefill = "128,512,2048",
+                   .decode = 128,
+                   .reps = 5,
+                   .seconds = 20.0,
+                   .limit_mib = 1024,
                    .chunk = 256};
     int n_rest;
     int code;
     cli_option options[] = {
         {"model", 'm', CLI_TEXT, &j.m.path, 0, 0, "FILE", "the .mamba file to measure", 0},
         {"synthetic", 0, CLI_TEXT, &j.synthetic, 0, 0, "NAME",
-         "or generated weights in a published geometry: 130m,\n370m, 790m, 1.4b, 2.8b (or tiny)", 0},
-        {"type", 0, CLI_TEXT, &j.type, 0, 0, "T", "of --synthetic: f32, f16, bf16, q8, q4 (default: q8)", 0},
+         "or generated weights in a published geometry: 130m,\n370m, 790m, 1.4b, 2.8b (or tiny)",
+         0},
+        {"type", 0, CLI_TEXT, &j.type, 0, 0, "T",
+         "of --synthetic: f32, f16, bf16, q8, q4 (default: q8)", 0},
         {"write", 0, CLI_TEXT, &j.write, 0, 0, "FILE", "keep the generated model as a file", 0},
-        {"target", 0, CLI_TEXT, &j.m.target, 0, 0, "NAME", "kernels to use (default: the best of this machine)", 0},
-        {"copy", 0, CLI_FLAG, &j.m.copy, 0, 0, NULL, "read the file into memory instead of mapping it", 0},
-        {"threads", 't', CLI_TEXT, &j.threads, 0, 0, "LIST", "thread counts (default: 1 and all cores)", 0},
-        {"prefill", 0, CLI_TEXT, &j.prefill, 0, 0, "LIST", "prompt lengths, 0 = none (default: 128,512,2048)", 0},
-        {"decode", 0, CLI_INT, &j.decode, 0, 1000000, "N", "tokens to decode, 0 = none (default: 128)", 0},
-        {"reps", 0, CLI_INT, &j.reps, 1, BENCH_MAX_REPS, "R", "repetitions of each measurement (default: 5)", 0},
-        {"seconds", 0, CLI_FLOAT, &j.seconds, 0, 1e6, "S", "start no further repetition after S (default: 20)", 0},
+        {"target", 0, CLI_TEXT, &j.m.target, 0, 0, "NAME",
+         "kernels to use (default: the best of this machine)", 0},
+        {"copy", 0, CLI_FLAG, &j.m.copy, 0, 0, NULL,
+         "read the file into memory instead of mapping it", 0},
+        {"threads", 't', CLI_TEXT, &j.threads, 0, 0, "LIST",
+         "thread counts (default: 1 and all cores)", 0},
+        {"prefill", 0, CLI_TEXT, &j.prefill, 0, 0, "LIST",
+         "prompt lengths, 0 = none (default: 128,512,2048)", 0},
+        {"decode", 0, CLI_INT, &j.decode, 0, 1000000, "N",
+         "tokens to decode, 0 = none (default: 128)", 0},
+        {"reps", 0, CLI_INT, &j.reps, 1, BENCH_MAX_REPS, "R",
+         "repetitions of each measurement (default: 5)", 0},
+        {"seconds", 0, CLI_FLOAT, &j.seconds, 0, 1e6, "S",
+         "start no further repetition after S (default: 20)", 0},
         {"limit-mib", 0, CLI_INT, &j.limit_mib, 0, 1 << 20, "N",
          "buffer for the read bandwidth, 0 = no limits\n(default: 1024)", 0},
         {"profile", 0, CLI_FLAG, &j.profile, 0, 0, NULL, "also the time by operator", 0},
         {"length", 0, CLI_INT, &j.length, 1, 1e12, "N",
          "instead: stream N tokens; speed and resident memory\nat every power of ten", 0},
-        {"chunk", 0, CLI_INT, &j.chunk, 1, 1000000, "N", "tokens in a piece of --length (default: 256)", 0},
+        {"chunk", 0, CLI_INT, &j.chunk, 1, 1000000, "N",
+         "tokens in a piece of --length (default: 256)", 0},
         {"json", 0, CLI_FLAG, &j.json, 0, 0, NULL, "one JSON object a line instead of a table", 0}};
-    const cli_page page = {"bench", "(-m MODEL | --synthetic NAME [--type T]) [options]",
-                           "Measures what this machine can do at most (streaming reads, float32 FMA, 16- and 8-bit\n"
-                           "products), then how fast the model runs, also as a share of those limits.",
-                           "Each line: median of the repetitions; spread = (largest - smallest) / median.\n"
-                           "Example: mamba bench --synthetic 130m --type q8 --threads 1,2 --json\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+    const cli_page page = {
+        "bench",
+        "(-m MODEL | --synthetic NAME [--type T]) [options]",
+        "Measures what this machine can do at most (streaming reads, float32 FMA, 16- and 8-bit\n"
+        "products), then how fast the model runs, also as a share of those limits.",
+        "Each line: median of the repetitions; spread = (largest - smallest) / median.\n"
+        "Example: mamba bench --synthetic 130m --type q8 --threads 1,2 --json\n",
+        options,
+        (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, 0, &n_rest);
     return code >= 0 ? code : bench_go(&j);
 }

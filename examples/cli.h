@@ -1,7 +1,8 @@
-/*  cli.h: what the subcommands of examples/mamba.c share: options, messages, files, progress, Ctrl-C.
+/*  cli.h: what the subcommands of examples/mamba.c share: options, messages, files, progress,
+ * Ctrl-C.
  *
- *  Include it before any system header (it selects the POSIX interfaces).  Nothing here depends on the
- *  locale: numbers are read by hand, and printf never sees setlocale.
+ *  Include it before any system header (it selects the POSIX interfaces).  Nothing here depends on
+ * the locale: numbers are read by hand, and printf never sees setlocale.
  */
 #ifndef CLI_H
 #define CLI_H
@@ -35,7 +36,8 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 #define CLI_PRINTF(f, a)
 #endif
 
-/* ---- messages ------------------------------------------------------------------------------------------ */
+/* ---- messages
+ * ------------------------------------------------------------------------------------------ */
 
 /* Room for a piece of the user's text inside a message. */
 typedef struct {
@@ -75,7 +77,8 @@ static int cli_fail(int code, const char *format, ...) {
     return code;
 }
 
-/* ---- interrupts and the clock -------------------------------------------------------------------------- */
+/* ---- interrupts and the clock
+ * -------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t cli_stop; /* 1 after the first Ctrl-C; the second one kills */
 
@@ -84,8 +87,8 @@ static void cli_on_interrupt(int number) {
     (void)signal(number, SIG_DFL);
 }
 
-/* Ctrl-C asks the loops to end; writing to a closed pipe is an error, not a signal; descriptors 0 to 2
- * exist, so that no file opened later becomes standard output by accident. */
+/* Ctrl-C asks the loops to end; writing to a closed pipe is an error, not a signal; descriptors 0
+ * to 2 exist, so that no file opened later becomes standard output by accident. */
 static void cli_start(void) {
     struct sigaction action;
     int fd;
@@ -111,7 +114,8 @@ static double cli_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------------- */
+/* ---- numbers
+ * ------------------------------------------------------------------------------------------- */
 
 /* All of text as decimal digits; 0 if it is anything else or does not fit. */
 static int cli_read_u64(const char *text, size_t n, uint64_t *value) {
@@ -162,7 +166,8 @@ static int cli_read_double(const char *text, size_t n, double *value) {
         int64_t e;
         int plus = i + 1 < n && text[i + 1] == '+';
         i += 1 + (size_t)plus;
-        if (!cli_read_i64(text + i, n - i, &e) || (plus && text[i] == '-') || e > 9999 || e < -9999) {
+        if (!cli_read_i64(text + i, n - i, &e) || (plus && text[i] == '-') || e > 9999 ||
+            e < -9999) {
             return 0;
         }
         exponent += e;
@@ -181,15 +186,17 @@ static int cli_read_double(const char *text, size_t n, double *value) {
     return v <= 1.7976931348623157e308;
 }
 
-/* ---- options ------------------------------------------------------------------------------------------- */
+/* ---- options
+ * ------------------------------------------------------------------------------------------- */
 
 typedef enum { CLI_FLAG, CLI_INT, CLI_SEED, CLI_FLOAT, CLI_TEXT, CLI_ANY_TEXT } cli_kind;
 
-/* One option; `value` points to an int, int64_t, uint64_t, double or const char * as the kind says. */
+/* One option; `value` points to an int, int64_t, uint64_t, double or const char * as the kind says.
+ */
 typedef struct {
-    const char *name;     /* without dashes */
-    char letter;          /* 0 = none */
-    cli_kind kind;        /* CLI_TEXT refuses an empty value, CLI_ANY_TEXT takes it */
+    const char *name; /* without dashes */
+    char letter;      /* 0 = none */
+    cli_kind kind;    /* CLI_TEXT refuses an empty value, CLI_ANY_TEXT takes it */
     void *value;
     double lo, hi;        /* of numbers, both allowed */
     const char *argument; /* in the help */
@@ -215,8 +222,9 @@ static void cli_print_help(const cli_page *page, FILE *to) {
         const cli_option *o = &page->options[i];
         const char *at = o->help;
         char left[64];
-        (void)snprintf(left, sizeof left, "%c%c%s--%s%s%s", o->letter ? '-' : ' ', o->letter ? o->letter : ' ',
-                       o->letter ? ", " : "  ", o->name, o->argument ? " " : "", o->argument ? o->argument : "");
+        (void)snprintf(left, sizeof left, "%c%c%s--%s%s%s", o->letter ? '-' : ' ',
+                       o->letter ? o->letter : ' ', o->letter ? ", " : "  ", o->name,
+                       o->argument ? " " : "", o->argument ? o->argument : "");
         (void)fprintf(to, "  %-27s ", left);
         for (; *at; at++) {
             (void)fputc(*at, to);
@@ -226,13 +234,15 @@ static void cli_print_help(const cli_page *page, FILE *to) {
         }
         (void)fputc('\n', to);
     }
-    (void)fprintf(to, "  -h, --help                  this text\n\n%s%s", page->notes, cli_exit_codes);
+    (void)fprintf(to, "  -h, --help                  this text\n\n%s%s", page->notes,
+                  cli_exit_codes);
 }
 
-static int cli_option_fail(const cli_page *page, const cli_option *o, const char *value, const char *what) {
+static int cli_option_fail(const cli_page *page, const cli_option *o, const char *value,
+                           const char *what) {
     cli_quoted q;
-    return cli_fail(CLI_USAGE, "%s: --%s: found '%s', %s (see mamba %s --help)", page->name, o->name,
-                    cli_quote(&q, value, strlen(value)), what, page->name);
+    return cli_fail(CLI_USAGE, "%s: --%s: found '%s', %s (see mamba %s --help)", page->name,
+                    o->name, cli_quote(&q, value, strlen(value)), what, page->name);
 }
 
 /* Stores the value of one option or says what is wrong with it. */
@@ -253,7 +263,8 @@ static int cli_option_set(const cli_page *page, cli_option *o, const char *value
     }
     if (o->kind == CLI_INT) {
         int64_t v;
-        (void)snprintf(range, sizeof range, "allowed: a whole number from %.0f to %.0f", o->lo, o->hi);
+        (void)snprintf(range, sizeof range, "allowed: a whole number from %.0f to %.0f", o->lo,
+                       o->hi);
         ok = cli_read_i64(value, n, &v) && (double)v >= o->lo && (double)v <= o->hi;
         if (ok) {
             *(int64_t *)o->value = v;
@@ -305,7 +316,8 @@ static int cli_parse_option(const cli_page *page, int argc, char **argv, int *i)
         o = a[2] == '\0' ? cli_option_find(page, NULL, 0, a[1]) : NULL;
     }
     if (o == NULL) {
-        return cli_fail(CLI_USAGE, "%s: unknown option '%s'; the options are listed by: mamba %s --help",
+        return cli_fail(CLI_USAGE,
+                        "%s: unknown option '%s'; the options are listed by: mamba %s --help",
                         page->name, cli_quote(&q, a, strlen(a)), page->name);
     }
     if (o->kind == CLI_FLAG) {
@@ -316,13 +328,15 @@ static int cli_parse_option(const cli_page *page, int argc, char **argv, int *i)
         return cli_option_set(page, o, equals + 1);
     }
     if (*i + 1 >= argc) {
-        return cli_fail(CLI_USAGE, "%s: --%s needs a value: --%s %s", page->name, o->name, o->name, o->argument);
+        return cli_fail(CLI_USAGE, "%s: --%s needs a value: --%s %s", page->name, o->name, o->name,
+                        o->argument);
     }
     return cli_option_set(page, o, argv[++*i]);
 }
 
-/* Reads argv (behind the subcommand's name): options anywhere, "--" ends them, the rest goes to the front of
- * argv, its count to *n_rest.  Returns -1 when the caller may go on, else the exit code. */
+/* Reads argv (behind the subcommand's name): options anywhere, "--" ends them, the rest goes to the
+ * front of argv, its count to *n_rest.  Returns -1 when the caller may go on, else the exit code.
+ */
 static int cli_parse(const cli_page *page, int argc, char **argv, int max_rest, int *n_rest) {
     cli_quoted q;
     int n = 0;
@@ -340,8 +354,8 @@ static int cli_parse(const cli_page *page, int argc, char **argv, int max_rest, 
                 return code;
             }
         } else if (n >= max_rest) {
-            return cli_fail(CLI_USAGE, "%s: unexpected argument '%s' (see mamba %s --help)", page->name,
-                            cli_quote(&q, argv[i], strlen(argv[i])), page->name);
+            return cli_fail(CLI_USAGE, "%s: unexpected argument '%s' (see mamba %s --help)",
+                            page->name, cli_quote(&q, argv[i], strlen(argv[i])), page->name);
         } else {
             argv[n++] = argv[i];
         }
@@ -350,7 +364,8 @@ static int cli_parse(const cli_page *page, int argc, char **argv, int max_rest, 
     return -1;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------- */
+/* ---- reading
+ * ------------------------------------------------------------------------------------------- */
 
 typedef struct {
     char *bytes;
@@ -369,7 +384,8 @@ static int cli_reserve(cli_text *t, size_t more) {
     want += want / 2 + 4096;
     p = (char *)realloc(t->bytes, want);
     if (p == NULL) {
-        return cli_fail(CLI_FAILED, "out of memory: %llu bytes for the input", (unsigned long long)want);
+        return cli_fail(CLI_FAILED, "out of memory: %llu bytes for the input",
+                        (unsigned long long)want);
     }
     t->bytes = p;
     t->cap = want;
@@ -398,7 +414,8 @@ static int cli_source_open(cli_source *s, const char *path) {
     s->at_end = 0;
     s->fd = strcmp(path, "-") == 0 ? 0 : open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     if (s->fd < 0) {
-        return cli_fail(CLI_FAILED, "cannot open '%s': %s", cli_quote(&q, path, strlen(path)), strerror(errno));
+        return cli_fail(CLI_FAILED, "cannot open '%s': %s", cli_quote(&q, path, strlen(path)),
+                        strerror(errno));
     }
     return CLI_OK;
 }
@@ -416,8 +433,8 @@ static int cli_source_read(cli_source *s, cli_text *t, size_t most) {
     } while (got < 0 && errno == EINTR && !cli_stop);
     if (got < 0) {
         return cli_stop ? CLI_INTERRUPTED
-                        : cli_fail(CLI_FAILED, "cannot read '%s': %s", cli_quote(&q, s->path, strlen(s->path)),
-                                   strerror(errno));
+                        : cli_fail(CLI_FAILED, "cannot read '%s': %s",
+                                   cli_quote(&q, s->path, strlen(s->path)), strerror(errno));
     }
     s->at_end = got == 0;
     t->n += (size_t)got;
@@ -442,7 +459,8 @@ static int cli_read_file(const char *path, cli_text *t) {
     return code;
 }
 
-/* ---- lists of token ids -------------------------------------------------------------------------------- */
+/* ---- lists of token ids
+ * -------------------------------------------------------------------------------- */
 
 typedef struct {
     int32_t *ids;
@@ -473,7 +491,8 @@ static int cli_is_separator(char c) {
 }
 
 /* Appends the ids in text, separated by spaces, commas or line ends, each below `limit`. */
-static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limit, const char *where) {
+static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limit,
+                         const char *where) {
     cli_quoted q;
     cli_quoted w;
     size_t i = 0;
@@ -491,7 +510,8 @@ static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limi
             break;
         }
         if (!cli_read_u64(text + start, i - start, &v) || v >= (uint64_t)limit) {
-            return cli_fail(CLI_FAILED, "%s: token id %llu at byte %llu: found '%s', allowed: 0 to %lld",
+            return cli_fail(CLI_FAILED,
+                            "%s: token id %llu at byte %llu: found '%s', allowed: 0 to %lld",
                             cli_quote(&w, where, strlen(where)), (unsigned long long)list->n + 1,
                             (unsigned long long)start, cli_quote(&q, text + start, i - start),
                             (long long)limit - 1);
@@ -523,7 +543,8 @@ static int cli_ids_argument(cli_ids *list, const char *text, int64_t limit) {
     return cli_ids_parse(list, text, strlen(text), limit, "--tokens");
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------- */
+/* ---- writing
+ * ------------------------------------------------------------------------------------------- */
 
 /* After the last output: 0, or a failure if anything could not be written.  A reader that went away
  * (`| head`) is not worth a message, but it is no success either. */
@@ -548,14 +569,15 @@ static int cli_put(const void *bytes, size_t n) {
     if (n != 0 && (fwrite(bytes, 1, n, stdout) != n || fflush(stdout) != 0)) {
         int reason = errno;
         clearerr(stdout);
-        return reason == EPIPE ? CLI_FAILED
-                               : cli_fail(CLI_FAILED, "cannot write to standard output: %s", strerror(reason));
+        return reason == EPIPE
+                   ? CLI_FAILED
+                   : cli_fail(CLI_FAILED, "cannot write to standard output: %s", strerror(reason));
     }
     return CLI_OK;
 }
 
-/* A file that appears whole or not at all: written beside its final name, synced, renamed.  What is no
- * regular file (a pipe, a device) is written in place. */
+/* A file that appears whole or not at all: written beside its final name, synced, renamed.  What is
+ * no regular file (a pipe, a device) is written in place. */
 typedef struct {
     int fd;
     int in_place;
@@ -569,8 +591,8 @@ static int cli_output_fail(cli_output *o, const char *what) {
     int reason = errno;
     return reason == EPIPE && o->in_place
                ? CLI_FAILED
-               : cli_fail(CLI_FAILED, "cannot %s '%s': %s", what, cli_quote(&q, o->path, strlen(o->path)),
-                          strerror(reason));
+               : cli_fail(CLI_FAILED, "cannot %s '%s': %s", what,
+                          cli_quote(&q, o->path, strlen(o->path)), strerror(reason));
 }
 
 static int cli_output_open(cli_output *o, const char *path) {
@@ -683,7 +705,8 @@ static int cli_output_close(cli_output *o, int code) {
     return code;
 }
 
-/* ---- progress ------------------------------------------------------------------------------------------ */
+/* ---- progress
+ * ------------------------------------------------------------------------------------------ */
 
 /* A bar on standard error, only when that is a terminal and the work has taken half a second. */
 typedef struct {
@@ -709,8 +732,8 @@ static void cli_progress_show(cli_progress *p, uint64_t done, uint64_t total) {
                       100.0 * (double)done / (double)total, (unsigned long long)done,
                       (unsigned long long)total, (double)done / (now - p->start));
     } else {
-        (void)fprintf(stderr, "\r%s %llu tokens, %.0f tokens/s\033[K", p->what, (unsigned long long)done,
-                      (double)done / (now - p->start));
+        (void)fprintf(stderr, "\r%s %llu tokens, %.0f tokens/s\033[K", p->what,
+                      (unsigned long long)done, (double)done / (now - p->start));
     }
     (void)fflush(stderr);
 }

@@ -1,8 +1,10 @@
-/*  limits.h: what this machine can do at most: streaming reads, float32 FMA, 16- and 8-bit dot products, AMX.
+/*  limits.h: what this machine can do at most: streaming reads, float32 FMA, 16- and 8-bit dot
+ * products, AMX.
  *
- *  Each limit is a loop that does nothing else: reads of a buffer far larger than the caches, or arithmetic in
- *  registers only.  They are measured in the same run as the model, because on a shared machine they move.
- *  Include it behind the implementation of mamba.h (it asks for CPU features there).
+ *  Each limit is a loop that does nothing else: reads of a buffer far larger than the caches, or
+ * arithmetic in registers only.  They are measured in the same run as the model, because on a
+ * shared machine they move. Include it behind the implementation of mamba.h (it asks for CPU
+ * features there).
  */
 #ifndef LIMITS_H
 #define LIMITS_H
@@ -65,8 +67,8 @@ static LIMITS_NOINLINE double limits_f32_plain(const unsigned char *p, size_t by
 /* Twelve accumulators cover the latency of the FMA on two ports. */
 #define LIMITS_TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 
-__attribute__((target("avx2,fma"))) static LIMITS_NOINLINE double
-limits_f32_avx2(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("avx2,fma"))) static LIMITS_NOINLINE double limits_f32_avx2(
+    const unsigned char *p, size_t bytes, long n) {
     const __m256 m = _mm256_set1_ps(0.999f);
     const __m256 c = _mm256_set1_ps(0.001f);
     float out[8];
@@ -90,8 +92,8 @@ limits_f32_avx2(const unsigned char *p, size_t bytes, long n) {
     return (double)n * 12.0 * 8.0 * 2.0;
 }
 
-__attribute__((target("avx2"))) static LIMITS_NOINLINE double
-limits_read_avx2(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("avx2"))) static LIMITS_NOINLINE double limits_read_avx2(
+    const unsigned char *p, size_t bytes, long n) {
     __m256i a = _mm256_setzero_si256();
     __m256i b = a;
     __m256i c = a;
@@ -116,8 +118,8 @@ limits_read_avx2(const unsigned char *p, size_t bytes, long n) {
 #endif /* MBI_BUILD_AVX2 */
 
 #if MBI_BUILD_AVX512
-__attribute__((target("avx512f"))) static LIMITS_NOINLINE double
-limits_f32_avx512(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("avx512f"))) static LIMITS_NOINLINE double limits_f32_avx512(
+    const unsigned char *p, size_t bytes, long n) {
     const __m512 m = _mm512_set1_ps(0.999f);
     const __m512 c = _mm512_set1_ps(0.001f);
     __m512 sum = c;
@@ -139,8 +141,8 @@ limits_f32_avx512(const unsigned char *p, size_t bytes, long n) {
     return (double)n * 12.0 * 16.0 * 2.0;
 }
 
-__attribute__((target("avx512f"))) static LIMITS_NOINLINE double
-limits_read_avx512(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("avx512f"))) static LIMITS_NOINLINE double limits_read_avx512(
+    const unsigned char *p, size_t bytes, long n) {
     __m512i a = _mm512_setzero_si512();
     __m512i b = a;
     __m512i c = a;
@@ -164,8 +166,8 @@ limits_read_avx512(const unsigned char *p, size_t bytes, long n) {
 #endif /* MBI_BUILD_AVX512 */
 
 #if MBI_BUILD_AVX512VNNI
-__attribute__((target("avx512f,avx512vnni"))) static LIMITS_NOINLINE double
-limits_int8_vnni(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("avx512f,avx512vnni"))) static LIMITS_NOINLINE double limits_int8_vnni(
+    const unsigned char *p, size_t bytes, long n) {
     const __m512i u = _mm512_set1_epi8(3);
     const __m512i s = _mm512_set1_epi8(-2);
     __m512i sum = u;
@@ -189,8 +191,8 @@ limits_int8_vnni(const unsigned char *p, size_t bytes, long n) {
 #endif /* MBI_BUILD_AVX512VNNI */
 
 #if MBI_BUILD_AVX512BF16
-__attribute__((target("avx512f,avx512bf16"))) static LIMITS_NOINLINE double
-limits_bf16_avx512(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("avx512f,avx512bf16"))) static LIMITS_NOINLINE double limits_bf16_avx512(
+    const unsigned char *p, size_t bytes, long n) {
     const __m512bh x = (__m512bh)_mm512_set1_epi32(0x3f003f00);
     const __m512bh y = (__m512bh)_mm512_set1_epi32(0x38003800);
     __m512 sum = _mm512_set1_ps(0.0f);
@@ -236,8 +238,8 @@ __attribute__((target("amx-tile"))) static void limits_tiles(const unsigned char
     _tile_loadd(7, data, 64);
 }
 
-__attribute__((target("amx-tile,amx-bf16"))) static LIMITS_NOINLINE double
-limits_amx_bf16(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("amx-tile,amx-bf16"))) static LIMITS_NOINLINE double limits_amx_bf16(
+    const unsigned char *p, size_t bytes, long n) {
     unsigned char data[1024];
     long i;
     (void)p;
@@ -256,8 +258,8 @@ limits_amx_bf16(const unsigned char *p, size_t bytes, long n) {
     return (double)n * 4.0 * 16.0 * 16.0 * 32.0 * 2.0;
 }
 
-__attribute__((target("amx-tile,amx-int8"))) static LIMITS_NOINLINE double
-limits_amx_int8(const unsigned char *p, size_t bytes, long n) {
+__attribute__((target("amx-tile,amx-int8"))) static LIMITS_NOINLINE double limits_amx_int8(
+    const unsigned char *p, size_t bytes, long n) {
     unsigned char data[1024];
     long i;
     (void)p;
@@ -320,8 +322,10 @@ static limits_fn limits_find(int which) {
     }
 }
 
-/* One measurement with `threads` threads: bytes or operations a second.  Fewer threads than asked may come. */
-static double limits_once(limits_fn f, const unsigned char *buffer, size_t bytes, long n, int threads) {
+/* One measurement with `threads` threads: bytes or operations a second.  Fewer threads than asked
+ * may come. */
+static double limits_once(limits_fn f, const unsigned char *buffer, size_t bytes, long n,
+                          int threads) {
     double total = 0.0;
     double start = cli_seconds();
     if (threads <= 1) {

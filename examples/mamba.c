@@ -3,7 +3,8 @@
  *      make build/mamba        or        cc -O2 -fopenmp -I. examples/mamba.c -o mamba -lm
  *      build/mamba run -m examples/tales.mamba -p "Once upon a time" -n 200
  *
- *  It carries the implementation itself; cli.h holds options, files and messages, bench.h the measurements.
+ *  It carries the implementation itself; cli.h holds options, files and messages, bench.h the
+ * measurements.
  */
 #include "cli.h"
 
@@ -12,7 +13,8 @@
 #define MAMBA_IMPLEMENTATION
 #include "../mamba.h"
 
-/* ---- the model ----------------------------------------------------------------------------------------- */
+/* ---- the model
+ * ----------------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *path, *target;
@@ -22,12 +24,17 @@ typedef struct {
     mamba_info info;
 } cli_model;
 
-#define CLI_MODEL_OPTIONS(m)                                                                                  \
-    {"model", 'm', CLI_TEXT, &(m).path, 0, 0, "FILE", "the .mamba file (required)", 0},                        \
-    {"target", 0, CLI_TEXT, &(m).target, 0, 0, "NAME",                                                         \
-     "kernels to use: a name that `mamba info` lists\n(default: the best of this machine)", 0},                \
-    {"threads", 't', CLI_INT, &(m).threads, 0, 1024, "T", "threads, 0 = all cores (default: 0)", 0},           \
-    {"copy", 0, CLI_FLAG, &(m).copy, 0, 0, NULL, "read the file into memory instead of mapping it", 0}
+/* The options that every command with a model takes. */
+#define CLI_MODEL_OPTIONS(m)                                                                       \
+    {"model", 'm', CLI_TEXT, &(m).path, 0, 0, "FILE", "the .mamba file (required)", 0},            \
+    {"target", 0, CLI_TEXT, &(m).target, 0, 0, "NAME", cli_target_help, 0},                        \
+    {"threads", 't', CLI_INT, &(m).threads, 0, 1024, "T", cli_threads_help, 0},                    \
+    {"copy", 0, CLI_FLAG, &(m).copy, 0, 0, NULL, cli_copy_help, 0}
+
+static const char cli_target_help[] =
+    "kernels to use: a name that `mamba info` lists\n(default: the best of this machine)";
+static const char cli_threads_help[] = "threads, 0 = all cores (default: 0)";
+static const char cli_copy_help[] = "read the file into memory instead of mapping it";
 
 static int cli_error(const mamba_error *err) {
     char text[512];
@@ -50,12 +57,14 @@ static int cli_find_target(const char *name, const mamba_target **target) {
     for (i = 0; mamba_target_at(i) != NULL; i++) {
         if (mamba_target_usable(mamba_target_at(i))) {
             size_t n = strlen(names);
-            (void)snprintf(names + n, sizeof names - n, " %s", mamba_target_name(mamba_target_at(i)));
+            (void)snprintf(names + n, sizeof names - n, " %s",
+                           mamba_target_name(mamba_target_at(i)));
         }
     }
-    return cli_fail(*target ? CLI_FAILED : CLI_USAGE, "--target: found '%s', %s; on this machine there are:%s",
-                    cli_quote(&q, name, strlen(name)),
-                    *target ? "which this machine cannot run" : "which this program does not know", names);
+    return cli_fail(
+        *target ? CLI_FAILED : CLI_USAGE, "--target: found '%s', %s; on this machine there are:%s",
+        cli_quote(&q, name, strlen(name)),
+        *target ? "which this machine cannot run" : "which this program does not know", names);
 }
 
 static int cli_open_model(cli_model *m, const char *command) {
@@ -63,7 +72,9 @@ static int cli_open_model(cli_model *m, const char *command) {
     mamba_error err;
     int code;
     if (m->path == NULL) {
-        return cli_fail(CLI_USAGE, "%s: no model: give -m FILE (mamba-convert makes one from a checkpoint)", command);
+        return cli_fail(CLI_USAGE,
+                        "%s: no model: give -m FILE (mamba-convert makes one from a checkpoint)",
+                        command);
     }
     memset(&config, 0, sizeof config);
     config.copy = (uint32_t)m->copy;
@@ -81,27 +92,33 @@ static int cli_open_model(cli_model *m, const char *command) {
 
 static int cli_need_vocabulary(const cli_model *m, const char *command) {
     if (m->info.n_vocab == 0) {
-        return cli_fail(CLI_FAILED, "%s: this model takes vectors, not tokens; see examples/vectors.c", command);
+        return cli_fail(CLI_FAILED,
+                        "%s: this model takes vectors, not tokens; see examples/vectors.c",
+                        command);
     }
     return CLI_OK;
 }
 
 /* Appends the ids of n bytes of text. */
-static int cli_encode(const cli_model *m, const char *text, size_t n, unsigned flags, cli_ids *list) {
+static int cli_encode(const cli_model *m, const char *text, size_t n, unsigned flags,
+                      cli_ids *list) {
     const mamba_tokenizer *t = mamba_model_tokenizer(m->model);
     mamba_error err;
     size_t room = n / 2 + 64;
     size_t need = 0;
     mamba_status status;
     if (t == NULL) {
-        return cli_fail(CLI_FAILED, "this model has no tokenizer: give ids with --tokens, or convert again with "
-                                    "--tokenizer FILE");
+        return cli_fail(
+            CLI_FAILED,
+            "this model has no tokenizer: give ids with --tokens, or convert again with "
+            "--tokenizer FILE");
     }
     do {
         if (cli_ids_reserve(list, room) != CLI_OK) {
             return CLI_FAILED;
         }
-        status = mamba_encode(t, text, n, flags, list->ids + list->n, list->cap - list->n, &need, &err);
+        status =
+            mamba_encode(t, text, n, flags, list->ids + list->n, list->cap - list->n, &need, &err);
         room = need;
     } while (status == MAMBA_ERR_RANGE && need > list->cap - list->n);
     if (status != MAMBA_OK) {
@@ -126,7 +143,8 @@ static int cli_read_text(const cli_page *page, const char *text, const char *pat
 }
 
 /* A state and room for `rows` logits vectors. */
-static int cli_create(const cli_model *m, int64_t max_tokens, size_t rows, mamba_state **state, float **logits) {
+static int cli_create(const cli_model *m, int64_t max_tokens, size_t rows, mamba_state **state,
+                      float **logits) {
     mamba_state_options options;
     mamba_error err;
     uint64_t floats;
@@ -136,8 +154,8 @@ static int cli_create(const cli_model *m, int64_t max_tokens, size_t rows, mamba
     *state = NULL;
     if (!mbi_mul_ok(rows, (uint64_t)m->info.n_vocab, &floats) || floats > SIZE_MAX / 8 ||
         (*logits = (float *)malloc((size_t)floats * sizeof(float))) == NULL) {
-        return cli_fail(CLI_FAILED, "out of memory: %llu rows of logits%s", (unsigned long long)rows,
-                        rows > 1 ? "; use --chunk N" : "");
+        return cli_fail(CLI_FAILED, "out of memory: %llu rows of logits%s",
+                        (unsigned long long)rows, rows > 1 ? "; use --chunk N" : "");
     }
     if (mamba_state_create(m->model, &options, state, &err) != MAMBA_OK) {
         return cli_error(&err);
@@ -146,7 +164,8 @@ static int cli_create(const cli_model *m, int64_t max_tokens, size_t rows, mamba
 }
 
 /* Feeds tokens piece by piece so that Ctrl-C and the bar get their turn; the last one's logits. */
-static int cli_feed(mamba_state *state, const cli_ids *list, size_t n, float *logits, size_t n_logits) {
+static int cli_feed(mamba_state *state, const cli_ids *list, size_t n, float *logits,
+                    size_t n_logits) {
     enum { PIECE = 512 };
     mamba_error err;
     cli_progress bar;
@@ -158,7 +177,8 @@ static int cli_feed(mamba_state *state, const cli_ids *list, size_t n, float *lo
         if (cli_stop) {
             break;
         }
-        if (mamba_prefill(state, list->ids + at, piece, last ? logits : NULL, last ? n_logits : 0, &err)) {
+        if (mamba_prefill(state, list->ids + at, piece, last ? logits : NULL, last ? n_logits : 0,
+                          &err)) {
             cli_progress_end(&bar);
             return cli_error(&err);
         }
@@ -168,7 +188,9 @@ static int cli_feed(mamba_state *state, const cli_ids *list, size_t n, float *lo
     return at < n ? CLI_INTERRUPTED : CLI_OK;
 }
 
-/* ---- run ----------------------------------------------------------------------------------------------- */
+/* ---- run
+ * -----------------------------------------------------------------------------------------------
+ */
 
 /* A generation: what the options say and what it needs while it runs. */
 typedef struct {
@@ -179,21 +201,21 @@ typedef struct {
     uint64_t seed;
     int greedy, ignore_eos, special, echo, ids_out, stats;
 
-    cli_ids list;          /* tokens to feed before the first draw */
+    cli_ids list; /* tokens to feed before the first draw */
     mamba_state *state;
     float *logits;
     mamba_sampler sampler;
     mamba_utf8_stream utf8;
     cli_text out;
-    int32_t pending;       /* the last token, not yet fed; -1 = none */
+    int32_t pending; /* the last token, not yet fed; -1 = none */
     uint64_t n_printed, n_prompt, n_drawn, n_steps;
     double loaded, prompt_seconds, step_seconds;
 } run_job;
 
 /* A session file: all that the continuation depends on.  Little-endian:
  *    0  8 "MAMBASES"   8 4 version 1   12 4 bytes of the sampler   16 8 bytes of the snapshot
- *   24  4 token drawn but not fed (-1: none)   28 4 n   32 4 the first n bytes of an unfinished character
- *   36  4 zero   40 .. sampler, snapshot (mamba_state_save), XXH64 of all before */
+ *   24  4 token drawn but not fed (-1: none)   28 4 n   32 4 the first n bytes of an unfinished
+ * character 36  4 zero   40 .. sampler, snapshot (mamba_state_save), XXH64 of all before */
 enum { RUN_SESSION_HEADER = 40, RUN_SESSION_VERSION = 1 };
 #define RUN_SESSION_MAGIC "MAMBASES"
 
@@ -207,7 +229,8 @@ static int run_save_session(run_job *j) {
     mamba_error err;
     int code;
     if (p == NULL) {
-        return cli_fail(CLI_FAILED, "out of memory: %llu bytes for --state-out", (unsigned long long)total);
+        return cli_fail(CLI_FAILED, "out of memory: %llu bytes for --state-out",
+                        (unsigned long long)total);
     }
     memcpy(p, RUN_SESSION_MAGIC, 8);
     memcpy(p + 8, words, 8);
@@ -216,7 +239,8 @@ static int run_save_session(run_job *j) {
     memcpy(p + 28, &j->utf8.n_pending, 4);
     memcpy(p + 32, j->utf8.pending, j->utf8.n_pending);
     memcpy(p + RUN_SESSION_HEADER, &j->sampler, sizeof j->sampler);
-    if (mamba_state_save(j->state, p + RUN_SESSION_HEADER + sizeof j->sampler, snapshot, NULL, &err)) {
+    if (mamba_state_save(j->state, p + RUN_SESSION_HEADER + sizeof j->sampler, snapshot, NULL,
+                         &err)) {
         free(p);
         return cli_error(&err);
     }
@@ -232,7 +256,8 @@ static int run_save_session(run_job *j) {
 
 static int run_session_fail(const run_job *j, const char *what) {
     cli_quoted q;
-    return cli_fail(CLI_FAILED, "--state-in '%s': %s", cli_quote(&q, j->state_in, strlen(j->state_in)), what);
+    return cli_fail(CLI_FAILED, "--state-in '%s': %s",
+                    cli_quote(&q, j->state_in, strlen(j->state_in)), what);
 }
 
 /* Checks a session file before anything of it is used. */
@@ -245,7 +270,8 @@ static int run_check_session(const run_job *j, const cli_text *t) {
     if (mbi_load_u32(p + 8) != RUN_SESSION_VERSION) {
         return run_session_fail(j, "its version is not known to this program");
     }
-    if (t->n < fixed || mbi_load_u32(p + 12) != sizeof j->sampler || mbi_load_u64(p + 16) != t->n - fixed) {
+    if (t->n < fixed || mbi_load_u32(p + 12) != sizeof j->sampler ||
+        mbi_load_u64(p + 16) != t->n - fixed) {
         return run_session_fail(j, "it is truncated or its sizes are damaged");
     }
     if (mbi_hash_bytes(p, t->n - 8) != mbi_load_u64(p + t->n - 8)) {
@@ -258,7 +284,8 @@ static int run_check_session(const run_job *j, const cli_text *t) {
     return CLI_OK;
 }
 
-/* Takes state, token and random numbers from the session file; settings stay those of the options. */
+/* Takes state, token and random numbers from the session file; settings stay those of the options.
+ */
 static int run_load_session(run_job *j, const cli_page *page, const cli_text *t) {
     mamba_sampler saved;
     mamba_error err;
@@ -327,7 +354,8 @@ static int run_generate(run_job *j) {
             }
             j->n_steps++;
         }
-        if (mamba_sample(&j->sampler, j->logits, n_vocab, (size_t)j->m.info.n_vocab_used, &j->pending, &err)) {
+        if (mamba_sample(&j->sampler, j->logits, n_vocab, (size_t)j->m.info.n_vocab_used,
+                         &j->pending, &err)) {
             code = cli_error(&err);
             break;
         }
@@ -349,7 +377,8 @@ static int run_print_end(run_job *j, int code) {
     char rest[4];
     size_t n = 0;
     int put = CLI_OK;
-    if (!j->ids_out && j->state_out == NULL && mamba_stream_flush(&j->utf8, rest, sizeof rest, &n, NULL) == MAMBA_OK) {
+    if (!j->ids_out && j->state_out == NULL &&
+        mamba_stream_flush(&j->utf8, rest, sizeof rest, &n, NULL) == MAMBA_OK) {
         put = cli_put(rest, n);
     }
     if (put == CLI_OK && (isatty(1) || (j->ids_out && j->n_printed))) {
@@ -361,14 +390,16 @@ static int run_print_end(run_job *j, int code) {
 static void run_print_stats(const run_job *j) {
     double prompt = j->prompt_seconds;
     double step = j->step_seconds;
-    (void)fprintf(stderr, "model:     %s %s, target %s, opened in %.2f ms\n", j->m.info.architecture,
-                  j->m.info.weight_type, j->m.info.target, 1e3 * j->loaded);
-    (void)fprintf(stderr, "prompt:    %llu tokens in %.3f s, %.1f tokens/s\n", (unsigned long long)j->n_prompt, prompt,
+    (void)fprintf(stderr, "model:     %s %s, target %s, opened in %.2f ms\n",
+                  j->m.info.architecture, j->m.info.weight_type, j->m.info.target, 1e3 * j->loaded);
+    (void)fprintf(stderr, "prompt:    %llu tokens in %.3f s, %.1f tokens/s\n",
+                  (unsigned long long)j->n_prompt, prompt,
                   prompt > 0 ? (double)j->n_prompt / prompt : 0.0);
-    (void)fprintf(stderr, "generated: %llu tokens in %.3f s, %.1f tokens/s\n", (unsigned long long)j->n_drawn, step,
-                  step > 0 ? (double)j->n_steps / step : 0.0);
+    (void)fprintf(stderr, "generated: %llu tokens in %.3f s, %.1f tokens/s\n",
+                  (unsigned long long)j->n_drawn, step, step > 0 ? (double)j->n_steps / step : 0.0);
     (void)fprintf(stderr, "state:     %llu bytes at token %llu, seed %llu\n",
-                  (unsigned long long)j->m.info.state_bytes, (unsigned long long)mamba_state_position(j->state),
+                  (unsigned long long)j->m.info.state_bytes,
+                  (unsigned long long)mamba_state_position(j->state),
                   (unsigned long long)j->sampler.seed);
 }
 
@@ -384,7 +415,8 @@ static int run_prompt(run_job *j, const cli_page *page) {
     } else if (j->prompt != NULL || j->file != NULL || j->state_in == NULL) {
         code = cli_read_text(page, j->prompt, j->file, &text);
         if (code == CLI_OK && text.n != 0) {
-            code = cli_encode(&j->m, text.bytes, text.n, j->special ? MAMBA_PARSE_SPECIAL : 0, &j->list);
+            code = cli_encode(&j->m, text.bytes, text.n, j->special ? MAMBA_PARSE_SPECIAL : 0,
+                              &j->list);
         }
         if (code == CLI_OK && j->echo) {
             code = cli_put(text.bytes, text.n);
@@ -401,7 +433,9 @@ static int run_prompt(run_job *j, const cli_page *page) {
 static int run_start_token(run_job *j) {
     int32_t id = j->m.info.bos >= 0 ? j->m.info.bos : j->m.info.eos;
     if (id < 0 || id >= j->m.info.n_vocab) {
-        return cli_fail(CLI_FAILED, "the prompt is empty and the model names no token to start from: give -p TEXT");
+        return cli_fail(
+            CLI_FAILED,
+            "the prompt is empty and the model names no token to start from: give -p TEXT");
     }
     if (cli_ids_reserve(&j->list, 1) != CLI_OK) {
         return CLI_FAILED;
@@ -463,7 +497,9 @@ static int run_start(run_job *j, const cli_page *page) {
     }
     if (code == CLI_OK) {
         run_settings(j);
-        room = before > (uint64_t)1 << 31 ? 0 : (int64_t)before + (int64_t)j->list.n + 2 + (j->n < 0 ? 65536 : j->n);
+        room = before > (uint64_t)1 << 31
+                   ? 0
+                   : (int64_t)before + (int64_t)j->list.n + 2 + (j->n < 0 ? 65536 : j->n);
         code = cli_create(&j->m, room < 4096 ? 4096 : room, 1, &j->state, &j->logits);
     }
     j->pending = -1;
@@ -500,7 +536,8 @@ static int run_go(run_job *j, const cli_page *page) {
     code = run_start(j, page);
     if (code == CLI_OK) {
         code = run_feed(j);
-        if (j->state_out != NULL && (code == CLI_OK || (code == CLI_INTERRUPTED && j->n_drawn > 0))) {
+        if (j->state_out != NULL &&
+            (code == CLI_OK || (code == CLI_INTERRUPTED && j->n_drawn > 0))) {
             int saved = run_save_session(j);
             code = saved == CLI_OK ? code : saved;
         }
@@ -524,53 +561,67 @@ static int cmd_run(int argc, char **argv) {
         CLI_MODEL_OPTIONS(j.m),
         {"prompt", 'p', CLI_ANY_TEXT, &j.prompt, 0, 0, "TEXT",
          "text to continue; empty = start from the model's\nbos or eos token", 0},
-        {"file", 'f', CLI_TEXT, &j.file, 0, 0, "FILE", "read the prompt from FILE, - = standard input", 0},
+        {"file", 'f', CLI_TEXT, &j.file, 0, 0, "FILE",
+         "read the prompt from FILE, - = standard input", 0},
         {"tokens", 0, CLI_TEXT, &j.tokens, 0, 0, "IDS", "the prompt as ids: 5,17,3 or @FILE", 0},
-        {"special", 0, CLI_FLAG, &j.special, 0, 0, NULL, "special tokens in the prompt's text become their ids", 0},
+        {"special", 0, CLI_FLAG, &j.special, 0, 0, NULL,
+         "special tokens in the prompt's text become their ids", 0},
         {"n", 'n', CLI_INT, &j.n, -1, 2147483647, "N",
-         "tokens to generate; 0 = only take in the prompt,\n-1 = until the end token (default: 128)", 0},
-        {"temp", 0, CLI_FLOAT, &j.temperature, 0, 100, "X", "temperature, 0 = greedy (default: 0.8)", 0},
-        {"top-k", 0, CLI_INT, &j.top_k, 0, 16777216, "K", "keep the K most probable, 0 = off (default: 40)", 0},
-        {"top-p", 0, CLI_FLOAT, &j.top_p, 0, 1, "X", "keep a total probability of X, 1 = off (default: 0.95)", 0},
-        {"min-p", 0, CLI_FLOAT, &j.min_p, 0, 1, "X", "keep p >= X * the largest p, 0 = off (default: 0)", 0},
+         "tokens to generate; 0 = only take in the prompt,\n-1 = until the end token (default: "
+         "128)",
+         0},
+        {"temp", 0, CLI_FLOAT, &j.temperature, 0, 100, "X",
+         "temperature, 0 = greedy (default: 0.8)", 0},
+        {"top-k", 0, CLI_INT, &j.top_k, 0, 16777216, "K",
+         "keep the K most probable, 0 = off (default: 40)", 0},
+        {"top-p", 0, CLI_FLOAT, &j.top_p, 0, 1, "X",
+         "keep a total probability of X, 1 = off (default: 0.95)", 0},
+        {"min-p", 0, CLI_FLOAT, &j.min_p, 0, 1, "X",
+         "keep p >= X * the largest p, 0 = off (default: 0)", 0},
         {"repeat-penalty", 0, CLI_FLOAT, &j.repeat_penalty, 1, 100, "X",
          "weaken tokens among the last 64, 1 = off (default: 1)", 0},
         {"seed", 's', CLI_SEED, &j.seed, 0, 0, "S",
          "same seed, same text (default: from the clock;\n--stats shows it)", 0},
-        {"greedy", 0, CLI_FLAG, &j.greedy, 0, 0, NULL, "always the most probable token, as --temp 0", 0},
+        {"greedy", 0, CLI_FLAG, &j.greedy, 0, 0, NULL,
+         "always the most probable token, as --temp 0", 0},
         {"ignore-eos", 0, CLI_FLAG, &j.ignore_eos, 0, 0, NULL, "go on behind the end token", 0},
         {"echo", 0, CLI_FLAG, &j.echo, 0, 0, NULL, "print the prompt's text first", 0},
         {"ids", 0, CLI_FLAG, &j.ids_out, 0, 0, NULL, "print token ids instead of text", 0},
         {"state-in", 0, CLI_TEXT, &j.state_in, 0, 0, "FILE",
          "go on where --state-out stopped, as if never stopped;\nthen no prompt is needed", 0},
-        {"state-out", 0, CLI_TEXT, &j.state_out, 0, 0, "FILE", "keep the session in FILE (same model only)", 0},
+        {"state-out", 0, CLI_TEXT, &j.state_out, 0, 0, "FILE",
+         "keep the session in FILE (same model only)", 0},
         {"stats", 0, CLI_FLAG, &j.stats, 0, 0, NULL, "times and rates on standard error", 0}};
-    const cli_page page = {"run", "-m MODEL [-p PROMPT | -f FILE | --tokens IDS] [-n N] [options]",
-                           "Continues a text; the continuation goes to standard output as it is made.\n"
-                           "Without -p, -f, --tokens and --state-in the prompt is standard input.",
-                           "Give every option once; values as `--opt value` or `--opt=value`.\n"
-                           "Example: mamba run -m tales.mamba -p \"Once upon a time\" -n 200 --seed 1 --echo\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+    const cli_page page = {
+        "run",
+        "-m MODEL [-p PROMPT | -f FILE | --tokens IDS] [-n N] [options]",
+        "Continues a text; the continuation goes to standard output as it is made.\n"
+        "Without -p, -f, --tokens and --state-in the prompt is standard input.",
+        "Give every option once; values as `--opt value` or `--opt=value`.\n"
+        "Example: mamba run -m tales.mamba -p \"Once upon a time\" -n 200 --seed 1 --echo\n",
+        options,
+        (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, 0, &n_rest);
     return code >= 0 ? code : run_go(&j, &page);
 }
 
-/* ---- score --------------------------------------------------------------------------------------------- */
+/* ---- score
+ * --------------------------------------------------------------------------------------------- */
 
 /* A stream of token ids out of a file of text or of ids, in constant memory. */
 typedef struct {
     const cli_model *m;
     cli_source source;
-    cli_text text;   /* read, not yet turned into ids */
-    cli_ids list;    /* turned, not yet scored, from list.ids[at] on */
+    cli_text text; /* read, not yet turned into ids */
+    cli_ids list;  /* turned, not yet scored, from list.ids[at] on */
     size_t at;
     int is_ids;
     unsigned flags;
 } score_feed;
 
-/* Where text may be cut so that its pieces give the ids of the whole: behind the last line end in front of
- * a printable ASCII character that is no space (tokens begin there in every split pattern); ids: behind a
- * separator.  0 = nowhere. */
+/* Where text may be cut so that its pieces give the ids of the whole: behind the last line end in
+ * front of a printable ASCII character that is no space (tokens begin there in every split
+ * pattern); ids: behind a separator.  0 = nowhere. */
 static size_t score_cut(const score_feed *f) {
     size_t i;
     for (i = f->text.n; i-- > 1;) {
@@ -597,8 +648,9 @@ static int score_fill(score_feed *f) {
         cut = f->source.at_end ? f->text.n : score_cut(f);
     }
     if (code == CLI_OK && cut > 0) {
-        code = f->is_ids ? cli_ids_parse(&f->list, f->text.bytes, cut, f->m->info.n_vocab, f->source.path)
-                         : cli_encode(f->m, f->text.bytes, cut, f->flags, &f->list);
+        code = f->is_ids
+                   ? cli_ids_parse(&f->list, f->text.bytes, cut, f->m->info.n_vocab, f->source.path)
+                   : cli_encode(f->m, f->text.bytes, cut, f->flags, &f->list);
         memmove(f->text.bytes, f->text.bytes + cut, f->text.n - cut);
         f->text.n -= cut;
     }
@@ -634,7 +686,7 @@ typedef struct {
     int per_token, bos, special;
     score_feed feed;
     mamba_state *state;
-    float *logits;        /* SCORE_CHUNK + 1 rows: row 0 is the last one of the chunk before */
+    float *logits; /* SCORE_CHUNK + 1 rows: row 0 is the last one of the chunk before */
     int have_row;
     uint64_t n_read, n_scored;
     double sum;
@@ -678,12 +730,16 @@ static int score_chunk(score_job *j, const int32_t *ids, size_t n, int first_is_
         }
         nll = score_nll(j->logits + i * n_vocab, n_vocab, ids[i]);
         if (!(nll <= 1e300)) {
-            return cli_fail(CLI_FAILED, "the logits for token %llu are not finite: check the model with `mamba info "
-                                        "--check`", (unsigned long long)position);
+            return cli_fail(
+                CLI_FAILED,
+                "the logits for token %llu are not finite: check the model with `mamba info "
+                "--check`",
+                (unsigned long long)position);
         }
         j->sum += nll;
         j->n_scored++;
-        if (j->per_token && printf("%llu %ld %.6f\n", (unsigned long long)position, (long)ids[i], nll) < 0) {
+        if (j->per_token &&
+            printf("%llu %ld %.6f\n", (unsigned long long)position, (long)ids[i], nll) < 0) {
             return CLI_FAILED;
         }
     }
@@ -702,7 +758,8 @@ static int score_all(score_job *j) {
     if (j->bos) {
         ids[0] = j->m.info.bos >= 0 ? j->m.info.bos : j->m.info.eos;
         if (ids[0] < 0 || ids[0] >= j->m.info.n_vocab) {
-            return cli_fail(CLI_FAILED, "score: --bos, but the model names neither a bos nor an eos token");
+            return cli_fail(CLI_FAILED,
+                            "score: --bos, but the model names neither a bos nor an eos token");
         }
         code = score_chunk(j, ids, 1, 1);
         j->n_read = 0;
@@ -725,7 +782,8 @@ static int score_all(score_job *j) {
 static int score_go(score_job *j, const cli_page *page) {
     int code;
     if ((j->file != NULL) == (j->tokens != NULL)) {
-        return cli_fail(CLI_USAGE, "score: give -f TEXT or --tokens FILE (see mamba %s --help)", page->name);
+        return cli_fail(CLI_USAGE, "score: give -f TEXT or --tokens FILE (see mamba %s --help)",
+                        page->name);
     }
     code = cli_open_model(&j->m, "score");
     if (code == CLI_OK) {
@@ -746,13 +804,16 @@ static int score_go(score_job *j, const cli_page *page) {
         code = score_all(j);
     }
     if ((code == CLI_OK || code == CLI_INTERRUPTED) && j->n_scored == 0) {
-        code = code != CLI_OK ? code
-                              : cli_fail(CLI_FAILED, "score: nothing to score: found %llu tokens, allowed: at least %d",
-                                         (unsigned long long)j->n_read, j->bos ? 1 : 2);
+        code = code != CLI_OK
+                   ? code
+                   : cli_fail(CLI_FAILED,
+                              "score: nothing to score: found %llu tokens, allowed: at least %d",
+                              (unsigned long long)j->n_read, j->bos ? 1 : 2);
     } else if (code == CLI_OK || code == CLI_INTERRUPTED) {
         double mean = j->sum / (double)j->n_scored;
-        (void)printf("tokens %llu\nscored %llu\nnll %.6f\nperplexity %.6f\n", (unsigned long long)j->n_read,
-                     (unsigned long long)j->n_scored, mean, exp(mean));
+        (void)printf("tokens %llu\nscored %llu\nnll %.6f\nperplexity %.6f\n",
+                     (unsigned long long)j->n_read, (unsigned long long)j->n_scored, mean,
+                     exp(mean));
     }
     mamba_state_free(j->state);
     mamba_close(j->m.model);
@@ -771,25 +832,33 @@ static int cmd_score(int argc, char **argv) {
     int code;
     cli_option options[] = {
         CLI_MODEL_OPTIONS(j.m),
-        {"file", 'f', CLI_TEXT, &j.file, 0, 0, "TEXT", "score the bytes of this file, - = standard input", 0},
+        {"file", 'f', CLI_TEXT, &j.file, 0, 0, "TEXT",
+         "score the bytes of this file, - = standard input", 0},
         {"tokens", 0, CLI_TEXT, &j.tokens, 0, 0, "FILE",
-         "score the ids in this file (- = standard input),\nseparated by spaces, commas or line ends", 0},
+         "score the ids in this file (- = standard input),\nseparated by spaces, commas or line "
+         "ends",
+         0},
         {"per-token", 0, CLI_FLAG, &j.per_token, 0, 0, NULL,
          "first one line for each scored token: position (from 0),\nid, -ln p", 0},
         {"bos", 0, CLI_FLAG, &j.bos, 0, 0, NULL,
          "put the model's bos (or eos) token in front and score\nthe first token too", 0},
-        {"special", 0, CLI_FLAG, &j.special, 0, 0, NULL, "special tokens in the text become their ids", 0}};
-    const cli_page page = {"score", "-m MODEL (-f TEXT | --tokens FILE) [options]",
-                           "Mean negative log-likelihood (natural logarithm) and perplexity of a text of any length,\n"
-                           "in constant memory.  Token 1 has nothing in front and is not scored (see --bos).",
-                           "Prints the lines: tokens N, scored N, nll X, perplexity X.\n"
-                           "Example: mamba score -m tales.mamba -f book.txt\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+        {"special", 0, CLI_FLAG, &j.special, 0, 0, NULL,
+         "special tokens in the text become their ids", 0}};
+    const cli_page page = {
+        "score",
+        "-m MODEL (-f TEXT | --tokens FILE) [options]",
+        "Mean negative log-likelihood (natural logarithm) and perplexity of a text of any length,\n"
+        "in constant memory.  Token 1 has nothing in front and is not scored (see --bos).",
+        "Prints the lines: tokens N, scored N, nll X, perplexity X.\n"
+        "Example: mamba score -m tales.mamba -f book.txt\n",
+        options,
+        (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, 0, &n_rest);
     return code >= 0 ? code : score_go(&j, &page);
 }
 
-/* ---- logits -------------------------------------------------------------------------------------------- */
+/* ---- logits
+ * -------------------------------------------------------------------------------------------- */
 
 typedef struct {
     cli_model m;
@@ -835,7 +904,9 @@ static int logits_write(logits_job *j) {
 static int logits_go(logits_job *j, const cli_page *page) {
     int code;
     if (j->tokens == NULL || j->out == NULL) {
-        return cli_fail(CLI_USAGE, "logits: --tokens IDS and -o OUT are needed (see mamba %s --help)", page->name);
+        return cli_fail(CLI_USAGE,
+                        "logits: --tokens IDS and -o OUT are needed (see mamba %s --help)",
+                        page->name);
     }
     if (j->steps && cli_given(page, "chunk")) {
         return cli_fail(CLI_USAGE, "logits: give --steps or --chunk N, not both");
@@ -878,21 +949,26 @@ static int cmd_logits(int argc, char **argv) {
     cli_option options[] = {
         CLI_MODEL_OPTIONS(j.m),
         {"tokens", 0, CLI_TEXT, &j.tokens, 0, 0, "IDS", "5,17,3 or @FILE (required)", 0},
-        {"out", 'o', CLI_TEXT, &j.out, 0, 0, "FILE", "where to write, - = standard output (required)", 0},
+        {"out", 'o', CLI_TEXT, &j.out, 0, 0, "FILE",
+         "where to write, - = standard output (required)", 0},
         {"steps", 0, CLI_FLAG, &j.steps, 0, 0, NULL, "one token at a time", 0},
-        {"chunk", 0, CLI_INT, &j.chunk, 1, 2147483647, "N", "N tokens at a time (default: the whole prompt at once)",
-         0}};
-    const cli_page page = {"logits", "-m MODEL --tokens IDS -o OUT.f32 [--steps | --chunk N] [options]",
-                           "Writes the logits of every token as raw little-endian float32, [tokens, vocabulary].\n"
-                           "The bits do not depend on --steps, --chunk and --threads.  The file appears whole or\n"
-                           "not at all.",
-                           "Example: mamba logits -m tales.mamba --tokens 5,17,3 -o out.f32\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+        {"chunk", 0, CLI_INT, &j.chunk, 1, 2147483647, "N",
+         "N tokens at a time (default: the whole prompt at once)", 0}};
+    const cli_page page = {
+        "logits",
+        "-m MODEL --tokens IDS -o OUT.f32 [--steps | --chunk N] [options]",
+        "Writes the logits of every token as raw little-endian float32, [tokens, vocabulary].\n"
+        "The bits do not depend on --steps, --chunk and --threads.  The file appears whole or\n"
+        "not at all.",
+        "Example: mamba logits -m tales.mamba --tokens 5,17,3 -o out.f32\n",
+        options,
+        (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, 0, &n_rest);
     return code >= 0 ? code : logits_go(&j, &page);
 }
 
-/* ---- tokenize, detokenize ------------------------------------------------------------------------------ */
+/* ---- tokenize, detokenize
+ * ------------------------------------------------------------------------------ */
 
 static int cmd_tokenize(int argc, char **argv) {
     cli_model m = {NULL, NULL, 1, 0, NULL, {0}};
@@ -905,17 +981,21 @@ static int cmd_tokenize(int argc, char **argv) {
     size_t i;
     int n_rest;
     int code;
-    cli_option options[] = {
-        CLI_MODEL_OPTIONS(m),
-        {"prompt", 'p', CLI_ANY_TEXT, &prompt, 0, 0, "TEXT", "the text", 0},
-        {"file", 'f', CLI_TEXT, &file, 0, 0, "FILE", "the bytes of FILE, - = standard input (the default)", 0},
-        {"special", 0, CLI_FLAG, &special, 0, 0, NULL, "special tokens in the text become their ids", 0},
-        {"no-normalize", 0, CLI_FLAG, &no_normalize, 0, 0, NULL, "keep the bytes even where the tokenizer asks for NFC",
-         0}};
-    const cli_page page = {"tokenize", "-m MODEL [-p TEXT | -f FILE] [options]",
-                           "Prints the ids of exactly these bytes, separated by spaces, on one line.",
-                           "Example: mamba tokenize -m tales.mamba -p \"Once upon a time\"\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+    cli_option options[] = {CLI_MODEL_OPTIONS(m),
+                            {"prompt", 'p', CLI_ANY_TEXT, &prompt, 0, 0, "TEXT", "the text", 0},
+                            {"file", 'f', CLI_TEXT, &file, 0, 0, "FILE",
+                             "the bytes of FILE, - = standard input (the default)", 0},
+                            {"special", 0, CLI_FLAG, &special, 0, 0, NULL,
+                             "special tokens in the text become their ids", 0},
+                            {"no-normalize", 0, CLI_FLAG, &no_normalize, 0, 0, NULL,
+                             "keep the bytes even where the tokenizer asks for NFC", 0}};
+    const cli_page page = {
+        "tokenize",
+        "-m MODEL [-p TEXT | -f FILE] [options]",
+        "Prints the ids of exactly these bytes, separated by spaces, on one line.",
+        "Example: mamba tokenize -m tales.mamba -p \"Once upon a time\"\n",
+        options,
+        (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, 0, &n_rest);
     if (code >= 0) {
         return code;
@@ -925,8 +1005,9 @@ static int cmd_tokenize(int argc, char **argv) {
         code = cli_read_text(&page, prompt, file, &text);
     }
     if (code == CLI_OK) {
-        code = cli_encode(&m, text.bytes ? text.bytes : "", text.n,
-                          (special ? MAMBA_PARSE_SPECIAL : 0) | (no_normalize ? MAMBA_NO_NORMALIZE : 0), &list);
+        code = cli_encode(
+            &m, text.bytes ? text.bytes : "", text.n,
+            (special ? MAMBA_PARSE_SPECIAL : 0) | (no_normalize ? MAMBA_NO_NORMALIZE : 0), &list);
     }
     for (i = 0; i < list.n && code == CLI_OK; i++) {
         code = printf("%s%ld", i ? " " : "", (long)list.ids[i]) < 0 ? CLI_FAILED : CLI_OK;
@@ -946,7 +1027,8 @@ static int detokenize_print(const cli_model *m, const cli_ids *list) {
     mamba_error err;
     size_t i;
     if (t == NULL) {
-        return cli_fail(CLI_FAILED, "this model has no tokenizer: convert it again with --tokenizer FILE");
+        return cli_fail(CLI_FAILED,
+                        "this model has no tokenizer: convert it again with --tokenizer FILE");
     }
     for (i = 0; i < list->n; i++) {
         const char *bytes;
@@ -968,14 +1050,17 @@ static int cmd_detokenize(int argc, char **argv) {
     int n_rest;
     int code;
     int i;
-    cli_option options[] = {
-        CLI_MODEL_OPTIONS(m),
-        {"file", 'f', CLI_TEXT, &file, 0, 0, "FILE", "read the ids from FILE, - = standard input", 0}};
-    const cli_page page = {"detokenize", "-m MODEL [IDS... | -f FILE]",
-                           "Prints exactly the bytes of these token ids, special tokens included, nothing else.\n"
-                           "IDS are separated by spaces or commas; without any they are read from standard input.",
-                           "Example: mamba detokenize -m tales.mamba 5 17 3\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+    cli_option options[] = {CLI_MODEL_OPTIONS(m),
+                            {"file", 'f', CLI_TEXT, &file, 0, 0, "FILE",
+                             "read the ids from FILE, - = standard input", 0}};
+    const cli_page page = {
+        "detokenize",
+        "-m MODEL [IDS... | -f FILE]",
+        "Prints exactly the bytes of these token ids, special tokens included, nothing else.\n"
+        "IDS are separated by spaces or commas; without any they are read from standard input.",
+        "Example: mamba detokenize -m tales.mamba 5 17 3\n",
+        options,
+        (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, argc, &n_rest);
     if (code >= 0) {
         return code;
@@ -998,7 +1083,8 @@ static int cmd_detokenize(int argc, char **argv) {
     return code;
 }
 
-/* ---- info ---------------------------------------------------------------------------------------------- */
+/* ---- info
+ * ---------------------------------------------------------------------------------------------- */
 
 static void info_print_targets(const char *used) {
     int i;
@@ -1079,15 +1165,17 @@ static void info_print_tensors(const cli_model *m, int all) {
         elements[t.type & 7] += t.rows * t.cols;
         if (all) {
             cli_quoted q;
-            (void)printf("%-40s %-5s %8llu x %-8llu %12llu bytes at %llu\n", cli_quote(&q, t.name, strlen(t.name)),
-                         info_type_name(t.type), (unsigned long long)t.rows, (unsigned long long)t.cols,
+            (void)printf("%-40s %-5s %8llu x %-8llu %12llu bytes at %llu\n",
+                         cli_quote(&q, t.name, strlen(t.name)), info_type_name(t.type),
+                         (unsigned long long)t.rows, (unsigned long long)t.cols,
                          (unsigned long long)t.bytes, (unsigned long long)t.offset);
         }
     }
     for (i = 0; i < 8; i++) {
         if (elements[i] != 0) {
             (void)printf("in %-12s%llu elements, %llu bytes, %.2f bits each with padding\n",
-                         info_type_name((mamba_type)i), (unsigned long long)elements[i], (unsigned long long)bytes[i],
+                         info_type_name((mamba_type)i), (unsigned long long)elements[i],
+                         (unsigned long long)bytes[i],
                          8.0 * (double)bytes[i] / (double)elements[i]);
         }
     }
@@ -1126,7 +1214,8 @@ static int info_check(const cli_model *m) {
     static const struct {
         const char *name;
         uint32_t what;
-    } checks[] = {{"checksum", MAMBA_CHECK_CHECKSUM}, {"finite", MAMBA_CHECK_FINITE},
+    } checks[] = {{"checksum", MAMBA_CHECK_CHECKSUM},
+                  {"finite", MAMBA_CHECK_FINITE},
                   {"self-test", MAMBA_CHECK_SELFTEST}};
     size_t i;
     int code = CLI_OK;
@@ -1151,14 +1240,16 @@ static int cmd_info(int argc, char **argv) {
     int tensors = 0;
     int n_rest;
     int code;
-    cli_option options[] = {
-        CLI_MODEL_OPTIONS(m),
-        {"check", 0, CLI_FLAG, &check, 0, 0, NULL, "verify checksum, numbers and self-test (reads every byte)", 0},
-        {"tensors", 0, CLI_FLAG, &tensors, 0, 0, NULL, "list every tensor", 0}};
-    const cli_page page = {"info", "MODEL [--check] [--tensors] [options]",
+    cli_option options[] = {CLI_MODEL_OPTIONS(m),
+                            {"check", 0, CLI_FLAG, &check, 0, 0, NULL,
+                             "verify checksum, numbers and self-test (reads every byte)", 0},
+                            {"tensors", 0, CLI_FLAG, &tensors, 0, 0, NULL, "list every tensor", 0}};
+    const cli_page page = {"info",
+                           "MODEL [--check] [--tensors] [options]",
                            "Shows what a .mamba file holds and which kernels this machine can run.",
                            "Example: mamba info tales.mamba --check\n",
-                           options, (int)(sizeof options / sizeof options[0])};
+                           options,
+                           (int)(sizeof options / sizeof options[0])};
     code = cli_parse(&page, argc, argv, 1, &n_rest);
     if (code >= 0) {
         return code;
@@ -1182,7 +1273,8 @@ static int cmd_info(int argc, char **argv) {
 
 #include "bench.h"
 
-/* ---- the program --------------------------------------------------------------------------------------- */
+/* ---- the program
+ * --------------------------------------------------------------------------------------- */
 
 static const char cli_usage[] =
     "mamba " MAMBA_VERSION_TEXT ": run Mamba models on the CPU\n"
@@ -1197,7 +1289,8 @@ static const char cli_usage[] =
     "  info        what a model file holds; --check verifies it\n"
     "  bench       speed, and how far it is from this machine's limits\n"
     "\n"
-    "mamba COMMAND --help says more.  Models: mamba-convert turns a published checkpoint into a file.\n"
+    "mamba COMMAND --help says more.  Models: mamba-convert turns a published checkpoint into a "
+    "file.\n"
     "Exit codes: 0 success, 1 failure while running, 2 wrong usage, 130 ended by Ctrl-C.\n"
     "Example: mamba run -m examples/tales.mamba -p \"Once upon a time\" -n 200\n";
 
@@ -1205,9 +1298,10 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         int (*run)(int argc, char **argv);
-    } commands[] = {{"run", cmd_run},           {"score", cmd_score},           {"logits", cmd_logits},
-                    {"tokenize", cmd_tokenize}, {"detokenize", cmd_detokenize}, {"info", cmd_info},
-                    {"bench", cmd_bench}};
+    } commands[] = {
+        {"run", cmd_run},           {"score", cmd_score},           {"logits", cmd_logits},
+        {"tokenize", cmd_tokenize}, {"detokenize", cmd_detokenize}, {"info", cmd_info},
+        {"bench", cmd_bench}};
     cli_quoted q;
     size_t i;
     cli_start();
@@ -1220,7 +1314,8 @@ int main(int argc, char **argv) {
             return cli_finish_stdout(commands[i].run(argc - 2, argv + 2));
         }
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
         (void)fputs(cli_usage, stdout);
         return cli_finish_stdout(CLI_OK);
     }
@@ -1228,6 +1323,9 @@ int main(int argc, char **argv) {
         (void)printf("mamba %s\n", mamba_version());
         return cli_finish_stdout(CLI_OK);
     }
-    return cli_fail(CLI_USAGE, "unknown command '%s'; the commands are run, score, logits, tokenize, detokenize, "
-                               "info, bench (see mamba --help)", cli_quote(&q, argv[1], strlen(argv[1])));
+    return cli_fail(
+        CLI_USAGE,
+        "unknown command '%s'; the commands are run, score, logits, tokenize, detokenize, "
+        "info, bench (see mamba --help)",
+        cli_quote(&q, argv[1], strlen(argv[1])));
 }

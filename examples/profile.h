@@ -1,7 +1,7 @@
 /*  profile.h: where the time goes, by operator: the clock behind `mamba bench --profile`.
  *
- *  The implementation marks the start of each operator with MAMBA_PROFILE(name); time counts for a name until
- *  the next mark.  Marks come from the calling thread only, between parallel regions.
+ *  The implementation marks the start of each operator with MAMBA_PROFILE(name); time counts for a
+ * name until the next mark.  Marks come from the calling thread only, between parallel regions.
  */
 #ifndef PROFILE_H
 #define PROFILE_H

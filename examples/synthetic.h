@@ -1,8 +1,10 @@
-/*  synthetic.h: .mamba images of published geometries with generated weights, for measuring without a file.
+/*  synthetic.h: .mamba images of published geometries with generated weights, for measuring without
+ * a file.
  *
- *  Weights are uniform with the variance of a fresh initialisation, dt lies between 0.001 and 0.1, A = -1..-N,
- *  so that activations stay sane and no denormals appear.  The same name and type give the same bytes everywhere.
- *  Include it behind the implementation of mamba.h: the format's records and sizes come from there.
+ *  Weights are uniform with the variance of a fresh initialisation, dt lies between 0.001 and 0.1,
+ * A = -1..-N, so that activations stay sane and no denormals appear.  The same name and type give
+ * the same bytes everywhere. Include it behind the implementation of mamba.h: the format's records
+ * and sizes come from there.
  */
 #ifndef SYNTHETIC_H
 #define SYNTHETIC_H
@@ -46,8 +48,8 @@ static void synthetic_free(synthetic_model *s) {
     memset(s, 0, sizeof *s);
 }
 
-static synthetic_tensor *synthetic_add(synthetic_model *s, int layer, const char *what, synthetic_fill fill,
-                                       double amplitude) {
+static synthetic_tensor *synthetic_add(synthetic_model *s, int layer, const char *what,
+                                       synthetic_fill fill, double amplitude) {
     synthetic_tensor *t = &s->list[s->n++]; /* reserved by the caller */
     memset(t, 0, sizeof *t);
     mbi_tensor_name(layer, what, t->t.name);
@@ -57,8 +59,8 @@ static synthetic_tensor *synthetic_add(synthetic_model *s, int layer, const char
     return t;
 }
 
-static void synthetic_vector(synthetic_model *s, int layer, const char *what, int rows, int cols, synthetic_fill fill,
-                             double amplitude) {
+static void synthetic_vector(synthetic_model *s, int layer, const char *what, int rows, int cols,
+                             synthetic_fill fill, double amplitude) {
     synthetic_tensor *t = synthetic_add(s, layer, what, fill, amplitude);
     t->t.rows = t->t.segments[0] = (uint32_t)rows;
     t->t.cols = (uint32_t)cols;
@@ -66,8 +68,8 @@ static void synthetic_vector(synthetic_model *s, int layer, const char *what, in
 }
 
 /* A matrix of up to three segments of rows. */
-static void synthetic_matrix(synthetic_model *s, int layer, const char *what, mamba_type type, int cols, int r0, int r1,
-                             int r2, double amplitude) {
+static void synthetic_matrix(synthetic_model *s, int layer, const char *what, mamba_type type,
+                             int cols, int r0, int r1, int r2, double amplitude) {
     synthetic_tensor *t = synthetic_add(s, layer, what, SYN_UNIFORM, amplitude);
     const int rows[3] = {r0, r1, r2};
     int i;
@@ -80,8 +82,8 @@ static void synthetic_matrix(synthetic_model *s, int layer, const char *what, ma
     }
 }
 
-static void synthetic_mamba1(synthetic_model *s, const synthetic_geometry *g, int layer, mamba_type type,
-                             mamba_type sensitive, mbi_layer_record *record) {
+static void synthetic_mamba1(synthetic_model *s, const synthetic_geometry *g, int layer,
+                             mamba_type type, mamba_type sensitive, mbi_layer_record *record) {
     int inner = 2 * g->d_model;
     int rank = (g->d_model + 15) / 16;
     double fan = sqrt(3.0 / (double)inner);
@@ -89,10 +91,12 @@ static void synthetic_mamba1(synthetic_model *s, const synthetic_geometry *g, in
     record->u[1] = (uint32_t)g->d_state;
     record->u[2] = 4;
     record->u[3] = (uint32_t)rank;
-    synthetic_matrix(s, layer, "in_proj", type, g->d_model, inner, inner, 0, sqrt(3.0 / (double)g->d_model));
+    synthetic_matrix(s, layer, "in_proj", type, g->d_model, inner, inner, 0,
+                     sqrt(3.0 / (double)g->d_model));
     synthetic_matrix(s, layer, "x_proj", type, inner, rank, g->d_state, g->d_state, fan);
     synthetic_matrix(s, layer, "dt_proj", sensitive, rank, inner, 0, 0, 0.1 / sqrt((double)rank));
-    synthetic_matrix(s, layer, "out_proj", type, inner, g->d_model, 0, 0, fan / sqrt((double)g->n_layers));
+    synthetic_matrix(s, layer, "out_proj", type, inner, g->d_model, 0, 0,
+                     fan / sqrt((double)g->n_layers));
     synthetic_vector(s, layer, "norm", 1, g->d_model, SYN_ONE, 1);
     synthetic_vector(s, layer, "conv_w", 4, inner, SYN_UNIFORM, 0.5);
     synthetic_vector(s, layer, "conv_b", 1, inner, SYN_UNIFORM, 0.1);
@@ -138,7 +142,8 @@ static void synthetic_fill_vector(const synthetic_tensor *s, unsigned char *at, 
             } else if (s->fill == SYN_A) { /* rows are [block of 16 channels][state] */
                 v = -(float)(r % (uint64_t)s->amplitude + 1);
             } else if (s->fill == SYN_DT_BIAS) { /* softplus(v) is log-uniform in 0.001 .. 0.1 */
-                double dt = exp(-6.907755 + 4.605170 * (0.5 + 0.5 * (double)synthetic_float(&seed)));
+                double dt =
+                    exp(-6.907755 + 4.605170 * (0.5 + 0.5 * (double)synthetic_float(&seed)));
                 v = (float)log(exp(dt) - 1.0);
             }
             memcpy(at + (r * width + c) * 4, &v, 4);
@@ -147,7 +152,8 @@ static void synthetic_fill_vector(const synthetic_tensor *s, unsigned char *at, 
 }
 
 /* Bytes of one panel; rows from n_rows on stay zero. */
-static void synthetic_fill_panel(const synthetic_tensor *s, unsigned char *at, int n_rows, uint64_t seed) {
+static void synthetic_fill_panel(const synthetic_tensor *s, unsigned char *at, int n_rows,
+                                 uint64_t seed) {
     uint64_t cols = s->t.cols;
     uint64_t c;
     int r;
@@ -159,16 +165,19 @@ static void synthetic_fill_panel(const synthetic_tensor *s, unsigned char *at, i
                 memcpy(at + (c * 16 + (uint64_t)r) * 4, &v, 4);
             } else if (s->t.type == MAMBA_F16 || s->t.type == MAMBA_BF16) {
                 float v = s->amplitude * synthetic_float(&seed);
-                uint16_t h = s->t.type == MAMBA_F16 ? synthetic_f16(v) : (uint16_t)(mbi_f32_bits(v) >> 16);
+                uint16_t h =
+                    s->t.type == MAMBA_F16 ? synthetic_f16(v) : (uint16_t)(mbi_f32_bits(v) >> 16);
                 memcpy(at + (c / 2 * 16 + (uint64_t)r) * 4 + c % 2 * 2, &h, 2);
             } else if (s->t.type == MAMBA_Q8) {
                 unsigned char *block = at + c / 64 * (1024 + 64);
-                block[c % 64 / 4 * 64 + (uint64_t)r * 4 + c % 4] = (unsigned char)(synthetic_random(&seed) >> 56 | 1);
+                block[c % 64 / 4 * 64 + (uint64_t)r * 4 + c % 4] =
+                    (unsigned char)(synthetic_random(&seed) >> 56 | 1);
                 memcpy(block + 1024 + c % 64 / 32 * 32 + r * 2, &scale, 2);
             } else {
                 unsigned char *block = at + c / 64 * (512 + 64);
                 unsigned nibble = (unsigned)(synthetic_random(&seed) >> 60);
-                block[c % 64 / 8 * 64 + (uint64_t)r * 4 + c % 4] |= (unsigned char)(c % 8 < 4 ? nibble : nibble << 4);
+                block[c % 64 / 8 * 64 + (uint64_t)r * 4 + c % 4] |=
+                    (unsigned char)(c % 8 < 4 ? nibble : nibble << 4);
                 memcpy(block + 512 + c % 64 / 32 * 32 + r * 2, &scale, 2);
             }
         }
@@ -200,10 +209,11 @@ static void synthetic_fill_tensor(const synthetic_tensor *s, unsigned char *imag
 }
 
 /* Header, sections and tensor records into the zeroed image. */
-static void synthetic_meta(synthetic_model *s, const mbi_config_record *config, const mbi_layer_record *layers,
-                           uint64_t meta_bytes) {
+static void synthetic_meta(synthetic_model *s, const mbi_config_record *config,
+                           const mbi_layer_record *layers, uint64_t meta_bytes) {
     static const char names[3][16] = {"config", "layers", "tensors"};
-    const uint64_t bytes[3] = {sizeof *config, config->n_layers * sizeof *layers, s->n * sizeof(mbi_tensor)};
+    const uint64_t bytes[3] = {sizeof *config, config->n_layers * sizeof *layers,
+                               s->n * sizeof(mbi_tensor)};
     const uint32_t words[2] = {MBI_FILE_VERSION, MBI_BYTE_ORDER};
     const uint32_t n_sections = 3;
     unsigned char *p = s->image;
@@ -224,11 +234,13 @@ static void synthetic_meta(synthetic_model *s, const mbi_config_record *config, 
         end = section.offset + section.bytes;
         memcpy(p + MBI_HEADER_BYTES + i * MBI_SECTION_BYTES, &section, sizeof section);
         if (i < 2) {
-            memcpy(p + section.offset, i == 0 ? (const void *)config : (const void *)layers, (size_t)section.bytes);
+            memcpy(p + section.offset, i == 0 ? (const void *)config : (const void *)layers,
+                   (size_t)section.bytes);
         } else {
             size_t k;
             for (k = 0; k < s->n; k++) {
-                memcpy(p + section.offset + k * sizeof(mbi_tensor), &s->list[k].t, sizeof(mbi_tensor));
+                memcpy(p + section.offset + k * sizeof(mbi_tensor), &s->list[k].t,
+                       sizeof(mbi_tensor));
             }
         }
     }
@@ -237,8 +249,8 @@ static void synthetic_meta(synthetic_model *s, const mbi_config_record *config, 
 }
 
 /* Places tensors behind the metadata, allocates the image and fills it. */
-static int synthetic_layout(synthetic_model *s, const mbi_config_record *config, const mbi_layer_record *layers,
-                            int with_hash) {
+static int synthetic_layout(synthetic_model *s, const mbi_config_record *config,
+                            const mbi_layer_record *layers, int with_hash) {
     uint64_t meta = mbi_pad(MBI_HEADER_BYTES + 3 * MBI_SECTION_BYTES, 64) + sizeof *config +
                     mbi_pad(config->n_layers * sizeof *layers, 64) + s->n * sizeof(mbi_tensor);
     uint64_t end;
@@ -253,7 +265,8 @@ static int synthetic_layout(synthetic_model *s, const mbi_config_record *config,
     }
     s->bytes = end;
     if (end > SIZE_MAX / 2 || posix_memalign(&image, 4096, (size_t)end) != 0) {
-        return cli_fail(CLI_FAILED, "out of memory: %llu bytes for the generated model", (unsigned long long)end);
+        return cli_fail(CLI_FAILED, "out of memory: %llu bytes for the generated model",
+                        (unsigned long long)end);
     }
     s->image = (unsigned char *)image;
     memset(s->image, 0, (size_t)end);
@@ -268,8 +281,10 @@ static int synthetic_layout(synthetic_model *s, const mbi_config_record *config,
     return CLI_OK;
 }
 
-/* Builds the model called `name`; with_hash: the checksum of the weights too, for writing it to a file. */
-static int synthetic_build(synthetic_model *s, const synthetic_geometry *g, mamba_type type, int with_hash) {
+/* Builds the model called `name`; with_hash: the checksum of the weights too, for writing it to a
+ * file. */
+static int synthetic_build(synthetic_model *s, const synthetic_geometry *g, mamba_type type,
+                           int with_hash) {
     mamba_type sensitive = type < MAMBA_Q8 ? type : MAMBA_F16; /* as mamba-convert does */
     mbi_config_record config;
     mbi_layer_record *layers = (mbi_layer_record *)calloc((size_t)g->n_layers, sizeof *layers);
