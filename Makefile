@@ -4,7 +4,10 @@
 CC ?= cc
 config ?= release
 CFLAGS ?= -O2 -g
-OPENMP ?= -fopenmp
+ifndef OPENMP # one thread where the compiler has no OpenMP
+OPENMP := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c -o /dev/null - 2> /dev/null && \
+            echo -fopenmp)
+endif
 defines ?=
 RUN ?=
 WARN = -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wundef -Wvla -Wdouble-promotion \
@@ -21,7 +24,8 @@ endif
 FLAGS = -std=c99 -D_POSIX_C_SOURCE=200809L $(CFLAGS) $(flags_$(config)) $(WARN) -MMD -MP -I. $(defines)
 LIBS = $(OPENMP) -pthread $(flags_$(config)) -lm
 
-EXAMPLES := $(patsubst examples/%.c,%,$(wildcard examples/*.c))
+TALES := $(wildcard examples/tales.mamba)
+EXAMPLES := $(filter-out $(if $(TALES),,embed),$(patsubst examples/%.c,%,$(wildcard examples/*.c)))
 TOOLS := $(if $(wildcard tools/convert.c),mamba-convert)
 TESTS := $(patsubst tests/%.c,%,$(wildcard tests/*.c))
 SCRIPTS := $(wildcard tests/*.sh)
@@ -30,9 +34,12 @@ MODELS := $(if $(TOOLS),$(GOLDEN:%=$(B)/golden/%.mamba) $(B)/golden/mamba1-tales
           $(B)/golden/mamba1-tales-q8.mamba)
 SUITES = $(TESTS:%=$(B)/tests/%) $(SCRIPTS)
 
-.PHONY: all quick check sanitize compile fuzz format clean help
+.PHONY: all run quick check sanitize compile fuzz format clean help
 .DELETE_ON_ERROR:
 all: $(EXAMPLES:%=$(B)/%) $(TOOLS:%=$(B)/%) ## build the examples and the converter (the default)
+
+run: $(B)/mamba ## a story, told by the model in examples/
+	$(B)/mamba run -m examples/tales.mamba -p "Once upon a time" -n 250 --seed 5 --echo --stats
 
 check: all $(TESTS:%=$(B)/tests/%) $(MODELS) ## every test, offline; the last line is the total
 	@B=$(B) CC="$(CC)" RUN="$(RUN)" sh tests/run $(SUITES)
@@ -70,6 +77,20 @@ $(B)/libmamba.a: mamba.h Makefile
 $(EXAMPLES:%=$(B)/%): $(B)/%: examples/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
+
+# The command line needs the implementation in its own file (it reads the format's records); the other
+# examples define it for whoever compiles them alone, and link to the library here to save time.
+$(B)/mamba: $(wildcard examples/*.h)
+$(filter-out $(B)/mamba,$(EXAMPLES:%=$(B)/%)): private FLAGS += -DMBI_IMPLEMENTED
+
+# A model inside a program.
+$(B)/bin2c: tools/bin2c.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(FLAGS) $< -o $@ $(flags_$(config))
+$(B)/tales.inc: $(TALES) $(B)/bin2c
+	$(B)/bin2c examples/tales.mamba tales > $@
+$(B)/embed: $(B)/tales.inc
+$(B)/embed: private FLAGS += -I$(B)
 
 $(B)/mamba-convert: tools/convert.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
