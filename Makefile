@@ -39,7 +39,7 @@ SUITES = $(TESTS:%=$(B)/tests/%) $(SCRIPTS)
 all: $(EXAMPLES:%=$(B)/%) $(TOOLS:%=$(B)/%) ## build the examples and the converter (the default)
 
 run: $(B)/mamba ## a story, told by the model in examples/
-	$(B)/mamba run -m examples/tales.mamba -p "Once upon a time" -n 250 --seed 5 --echo --stats
+	$(B)/mamba run -m examples/tales.mamba -p "Once upon a time" -n 250 -t 1 --seed 5 --echo --stats
 
 check: all $(TESTS:%=$(B)/tests/%) $(MODELS) ## every test, offline; the last line is the total
 	@B=$(B) CC="$(CC)" RUN="$(RUN)" sh tests/run $(SUITES)
@@ -78,10 +78,10 @@ $(EXAMPLES:%=$(B)/%): $(B)/%: examples/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
 
-# The command line needs the implementation in its own file (it reads the format's records); the other
-# examples define it for whoever compiles them alone, and link to the library here to save time.
+# The command line needs the implementation in its own file (it reads the format's records), hello shows it;
+# the other examples define it for whoever compiles them alone, and link to the library here to save time.
 $(B)/mamba: $(wildcard examples/*.h)
-$(filter-out $(B)/mamba,$(EXAMPLES:%=$(B)/%)): private FLAGS += -DMBI_IMPLEMENTED
+$(filter-out $(B)/mamba $(B)/hello,$(EXAMPLES:%=$(B)/%)): private FLAGS += -DMBI_IMPLEMENTED
 
 # A model inside a program.
 $(B)/bin2c: tools/bin2c.c Makefile

@@ -12,6 +12,7 @@
 #define MAMBA_IMPLEMENTATION
 #include "mamba.h"
 #include <stdio.h>
+#include <string.h>
 
 #include "tales.inc" /* tales[], tales_bytes */
 

@@ -10,6 +10,7 @@
 #define MAMBA_IMPLEMENTATION
 #include "mamba.h"
 #include <stdio.h>
+#include <string.h>
 
 enum { TOKENS = 1000, CHANNELS = 4 };
 

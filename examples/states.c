@@ -7,6 +7,7 @@
 #include "mamba.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
     mamba_model *model;
