@@ -2416,7 +2416,7 @@ MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
 #define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), _mm512_set1_epi32((int)mbi_load_u32(x)))
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 #define MBI_I(name) MBI_PASTE(name, neondot)
-#define MBI_INT8_ATTRIBUTE __attribute__((target("+dotprod")))
+#define MBI_INT8_ATTRIBUTE __attribute__((target("arch=armv8.2-a+dotprod")))
 #define MBI_INT8_BIAS 0
 #define vi int32x4_t
 #define I_SET1(x) vdupq_n_s32(x)
