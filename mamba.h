@@ -345,8 +345,10 @@ typedef struct mamba_state_options {
                               fewer passes over the weights; never changes a bit of the result */
     int32_t time_chunk;    /* 0: sequential scan, split over channels.  64..4096: Mamba-1 layers
                               scan chunks of this many tokens (rounded up to a multiple of 16) of
-                              each prefill chunk in parallel (see mamba_scan_time_parallel);
-                              then results depend on how the prompt was cut, within its bound */
+                              each prefill chunk in parallel (see mamba_scan_time_parallel), and
+                              Mamba-2 layers use the form by matrix products with chunks of this
+                              many, at most 256 (see mamba_ssd_chunked);
+                              then results depend on how the prompt was cut, within their bounds */
     int64_t max_tokens;    /* capacity of attention caches; 0 = 4096; ignored without attention */
 } mamba_state_options;
 
@@ -479,6 +481,43 @@ MAMBA_API mamba_status mamba_scan_time_parallel(const mamba_target *target, cons
                                                 int chunk, int n_threads,
                                                 const mamba_parallel *parallel,
                                                 const mamba_memory *memory, mamba_error *err);
+
+/* The Mamba-2 layer's core (SSD) over T tokens [Dao & Gu 2024, eq. 1 with A = a I, section 3].  Zero
+ * it, fill what you have.  For head p with group g = p / (n_heads / n_groups):
+ *   dt  = min(max(softplus(dt + dt_bias), dt_min), dt_max)       (softplus if dt_softplus)
+ *   h_p = exp(dt_p A_p) h_p + dt_p x_p B_g^T       y_p = (h_p C_g + D x_p) * silu(z_p)          */
+typedef struct mamba_ssd {
+    int32_t n_tokens, n_heads, headdim, d_state;
+    int32_t n_groups;        /* of B and C, divides n_heads; 0 = 1 */
+    int32_t dt_softplus;     /* 1: dt = softplus(dt + dt_bias) */
+    int32_t D_per_channel;   /* 1: D is (n_heads, headdim) */
+    float dt_min, dt_max;    /* limits of dt; dt_max 0 = none */
+    const float *x;          /* (T, n_heads, headdim) */
+    const float *dt;         /* (T, n_heads), not negative after bias and softplus */
+    const float *dt_bias;    /* (n_heads) or NULL */
+    const float *A;          /* (n_heads), negative: -exp(A_log) */
+    const float *B, *C;      /* (T, n_groups, d_state) */
+    const float *D;          /* (n_heads), or per channel, or NULL */
+    const float *z;          /* (T, n_heads, headdim) gate, or NULL */
+    float *state;            /* (n_heads, headdim, d_state) initial state, replaced by the final one;
+                                NULL = zero, final state dropped */
+    float *y;                /* (T, n_heads, headdim) */
+} mamba_ssd;
+
+/* By the recurrence, token by token: what models run.  Bits depend neither on n_threads nor on how
+ * the tokens are cut into calls, if every cut is at a multiple of 16 (states below 2^-100 become 0
+ * at every 16th token of a call).  memory NULL = malloc.  Errors: ARG, MEMORY. */
+MAMBA_API mamba_status mamba_ssd_recurrence(const mamba_target *target, const mamba_ssd *ssd,
+                                            int n_threads, const mamba_parallel *parallel,
+                                            const mamba_memory *memory, mamba_error *err);
+/* The same function by the chunked form [Dao & Gu 2024, section 6]: inside chunks of `chunk` tokens
+ * (0 = 64; 1..256, rounded up to 16) as products of matrices, the states passed from chunk to
+ * chunk.  Bits depend on where the chunks start, so on the cuts between calls and on `chunk`, never
+ * on n_threads.  Against the recurrence y agrees to 2e-6 of sum_s |exp(..) (C_t.B_s) dt_s x_s| over
+ * all tokens s <= t, the states to 2e-6 of the same sums with B (measured in tests/ssd.c). */
+MAMBA_API mamba_status mamba_ssd_chunked(const mamba_target *target, const mamba_ssd *ssd,
+                                         int chunk, int n_threads, const mamba_parallel *parallel,
+                                         const mamba_memory *memory, mamba_error *err);
 
 /* ------------------------------------------------------------------------------------------------
  * @@tokenizer   Text to ids and back                                                      (public)
@@ -5328,11 +5367,17 @@ typedef struct mbi_mamba2_job {
     const void *u;        /* input prepared for dt_in */
     float *conv_state, *h;
     int n_tasks;
+    int chunk, n_chunks;  /* of the chunked form, see below */
+    float *pairs;         /* per (group, chunk): mbi_pairs_floats */
+    float *chunk_scratch; /* per task: mbi_chunk_floats */
 } mbi_mamba2_job;
 
 static void mbi_mamba2_conv(const mbi_mamba2_job *j, int block, float *x) {
     const mbi_mamba2 *m = j->m;
     int c = block * MBI_LANES;
+    if (!m->conv_w) { /* the public operators: there is none */
+        return;
+    }
     j->ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
                     j->ctx->n_tokens, j->conv_state + c, (size_t)(m->width + 2 * m->n_bc), x);
 }
@@ -5369,18 +5414,23 @@ static void mbi_mamba2_shared_task(void *arg, int i) {
     }
 }
 
+/* The head of lane i of block b (padding lanes: of the last channel of their group). */
+static int mbi_mamba2_head(const mbi_mamba2 *m, int b, int i) {
+    int per_group = m->d_ssm / m->n_groups;
+    int g = b * MBI_LANES / m->group_width;
+    int c = mbi_min_int(b * MBI_LANES + i - g * m->group_width, per_group - 1);
+    return (g * per_group + c) / m->headdim;
+}
+
 /* Rows of one block of 16 channels out of blocked per-head values: out[t][lane]. */
 static void mbi_mamba2_expand(const mbi_mamba2 *m, int n_tokens, int b, const float *heads,
                               float *out) {
     size_t at[MBI_LANES];
-    int per_group = m->d_ssm / m->n_groups;
     int one_head;
     int i;
     int t;
     for (i = 0; i < MBI_LANES; i++) {
-        int g = b * MBI_LANES / m->group_width;
-        int c = mbi_min_int(b * MBI_LANES + i - g * m->group_width, per_group - 1);
-        int head = (g * per_group + c) / m->headdim;
+        int head = mbi_mamba2_head(m, b, i);
         at[i] = (size_t)(head / MBI_LANES) * (size_t)n_tokens * MBI_LANES +
                 (size_t)(head % MBI_LANES);
     }
@@ -5416,7 +5466,7 @@ static void mbi_mamba2_scan_task(void *arg, int i) {
         mbi_mamba2_expand(m, ctx->n_tokens, b, j->a, a);
         s.a = a;
         s.dt = dt;
-        s.z = m->has_norm && m->norm_first ? NULL : j->z + (size_t)b * block;
+        s.z = (m->has_norm && m->norm_first) || !j->z ? NULL : j->z + (size_t)b * block;
         s.B = j->bc + (size_t)bc * block;
         s.C = s.B + (size_t)(m->n_bc / MBI_LANES) * block;
         s.D = m->D + b * MBI_LANES;
@@ -5429,6 +5479,349 @@ static void mbi_mamba2_scan_task(void *arg, int i) {
     }
 }
 
+/* The chunked form [Dao & Gu 2024, section 6, listing 1]: for a chunk of Q tokens with
+ * s_t = sum_{i<=t} dt_i A (in double) and u = dt x, h the state before the chunk,
+ *   y_t = sum_{s<=t} exp(s_t - s_s) (C_t . B_s) u_s  +  exp(s_t) h C_t  +  D x_t
+ *   h'  = exp(s_Q) h + sum_s exp(s_Q - s_s) u_s B_s^T
+ * as four products on the gemm kernel, in float32, whose layouts need one transposition, that of B:
+ *   M^T (s, t)     = B (s, n)  C (n, t)              once for all heads of a group
+ *   y (lane, t)    = u (lane, s)  (M * decay) (s, t)   s up to the end of a tile of t
+ *   y (lane, t)   += h (lane, n)  (C exp(s_t)) (n, t)
+ *   h'(lane, n)   += (u exp(s_Q - s_s)) (lane, s)  B (s, n)
+ * 48 tokens to a tile, up to four blocks of 16 channels to a product. */
+enum { MBI_CHUNK_BLOCKS = 4, MBI_CHUNK_TILE = 48, MBI_CHUNK_MAX = 256 };
+
+/* Transposed B, [Q/16][d_state seg][16], and M^T, blocked (Q, Q). */
+static size_t mbi_pairs_floats(const mbi_mamba2 *m, int chunk) {
+    return (size_t)chunk * (size_t)(mbi_pad_int(m->d_state, MBI_LANES) + chunk);
+}
+
+/* One task's: u, u exp(s_Q - s_s), y of four blocks; M * decay; C exp(s_t); h; the decays. */
+static size_t mbi_chunk_floats(const mbi_mamba2 *m, int chunk) {
+    size_t states = (size_t)mbi_pad_int(m->d_state, MBI_LANES);
+    size_t q = (size_t)chunk;
+    return 3 * MBI_CHUNK_BLOCKS * MBI_LANES * q + q * q + states * q +
+           MBI_CHUNK_BLOCKS * MBI_LANES * states + 4 * q;
+}
+
+static void mbi_chunk_gemm(const mbi_kernels *k, const float *panels, size_t panel_floats,
+                           int n_panels, int cols, const float *x, int x_tokens, int t0, int t1,
+                           int add, float *y, size_t y_panel, void *scratch) {
+    mbi_mat w;
+    mbi_gemm g;
+    memset(&w, 0, sizeof w);
+    w.data = (const unsigned char *)(const void *)panels;
+    w.panel_bytes = panel_floats * sizeof(float);
+    w.type = MAMBA_F32;
+    w.n_panels = n_panels;
+    w.rows = n_panels * MBI_LANES;
+    w.cols = cols;
+    memset(&g, 0, sizeof g);
+    g.w = &w;
+    g.x = x;
+    g.n_tokens = x_tokens;
+    g.add = add;
+    g.y = y;
+    g.y_panel = y_panel;
+    g.y_token = MBI_LANES;
+    g.scratch = scratch;
+    k->gemm(&g, 0, n_panels, t0, t1);
+}
+
+/* B transposed and M of (group, chunk) pairs. */
+static void mbi_mamba2_pairs_task(void *arg, int i_task) {
+    const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
+    const mbi_mamba2 *m = j->m;
+    int T = j->ctx->n_tokens;
+    int Q = j->chunk;
+    int states = mbi_pad_int(m->d_state, MBI_LANES);
+    int item = mbi_split(m->n_groups * j->n_chunks, j->n_tasks, i_task);
+    int end = mbi_split(m->n_groups * j->n_chunks, j->n_tasks, i_task + 1);
+    for (; item < end; item++) {
+        int g = item / j->n_chunks;
+        int t0 = item % j->n_chunks * Q;
+        int q = mbi_min_int(Q, T - t0);
+        float *Bt = j->pairs + (size_t)item * mbi_pairs_floats(m, Q);
+        float *M = Bt + (size_t)Q * (size_t)states;
+        const float *B = j->bc + (size_t)g * (size_t)states * (size_t)T + (size_t)t0 * MBI_LANES;
+        const float *C = B + (size_t)m->n_bc * (size_t)T;
+        int n;
+        int t;
+        for (t = 0; t < mbi_pad_int(q, MBI_LANES); t++) {
+            float *to = Bt + (size_t)(t / MBI_LANES) * (size_t)states * MBI_LANES + t % MBI_LANES;
+            for (n = 0; n < states; n++) {
+                to[(size_t)n * MBI_LANES] =
+                    t < q ? B[(size_t)(n / MBI_LANES) * (size_t)T * MBI_LANES +
+                              (size_t)t * MBI_LANES + (size_t)(n % MBI_LANES)]
+                          : 0.0f;
+            }
+        }
+        mbi_chunk_gemm(j->ctx->k, Bt, (size_t)states * MBI_LANES, mbi_pad_int(q, 16) / 16,
+                       m->d_state, C, T, 0, q, 0, M, (size_t)Q * MBI_LANES,
+                       j->ctx->task_scratch + (size_t)i_task * j->ctx->task_bytes);
+    }
+}
+
+/* One chunk of a run of blocks: all of one head, or one block of several heads. */
+typedef struct mbi_chunk_run {
+    const mbi_mamba2_job *j;
+    int b, n_blocks;
+    int t0, q;                       /* its tokens */
+    const float *Bt, *M, *C;         /* of its group and chunk */
+    float *u, *us, *y, *G, *Ce, *h;  /* see mbi_chunk_floats */
+    float *in, *out;                 /* exp(s_t), exp(s_Q - s_t) */
+    double *sums;                    /* s_t */
+    void *scratch;                   /* of gemm */
+} mbi_chunk_run;
+
+/* Decays below 2e-35 become 0 here: products with denormals would be slow. */
+static float mbi_chunk_exponent(double x) {
+    return x > -80.0 ? (float)x : -200.0f;
+}
+
+/* s_t and its exponentials for one head. */
+static void mbi_chunk_decays(const mbi_chunk_run *r, int head) {
+    const mbi_mamba2_job *j = r->j;
+    const float *dt = j->dt + (size_t)(head / MBI_LANES) * (size_t)j->ctx->n_tokens * MBI_LANES +
+                      (size_t)r->t0 * MBI_LANES + (size_t)(head % MBI_LANES);
+    double sum = 0.0;
+    int n = mbi_pad_int(r->q, MBI_LANES);
+    int t;
+    for (t = 0; t < r->q; t++) {
+        sum += (double)dt[(size_t)t * MBI_LANES] * (double)j->m->A[head];
+        r->sums[t] = sum;
+    }
+    for (t = 0; t < n; t++) {
+        r->in[t] = mbi_chunk_exponent(t < r->q ? r->sums[t] : 0.0);
+        r->out[t] = mbi_chunk_exponent(t < r->q ? sum - r->sums[t] : 0.0);
+    }
+    j->ctx->k->exp(r->in, r->in, (size_t)n);
+    j->ctx->k->exp(r->out, r->out, (size_t)n);
+}
+
+/* G = M * exp(s_t - s_s) for s <= t, else 0; and C exp(s_t). */
+static void mbi_chunk_weights(const mbi_chunk_run *r) {
+    const mbi_mamba2_job *j = r->j;
+    int Q = j->chunk;
+    size_t block = (size_t)j->ctx->n_tokens * MBI_LANES;
+    int b;
+    int t;
+    int i;
+    for (b = 0; b * MBI_LANES < r->q; b++) {
+        float *G = r->G + (size_t)b * (size_t)Q * MBI_LANES;
+        const float *M = r->M + (size_t)b * (size_t)Q * MBI_LANES;
+        int start = b * MBI_LANES;
+        int end = mbi_min_int(start + MBI_LANES, r->q);
+        memset(G, 0, (size_t)start * MBI_LANES * sizeof(float));
+        for (t = start; t < r->q; t++) {
+            for (i = 0; i < MBI_LANES; i++) {
+                G[t * MBI_LANES + i] =
+                    start + i <= t ? mbi_chunk_exponent(r->sums[t] - r->sums[start + i]) : -200.0f;
+            }
+        }
+        j->ctx->k->exp(G + start * MBI_LANES, G + start * MBI_LANES,
+                       (size_t)(r->q - start) * MBI_LANES);
+        for (i = start * MBI_LANES; i < r->q * MBI_LANES; i++) {
+            G[i] *= M[i];
+        }
+        for (t = start; t < end; t++) { /* exp(-200) is 0 but 0 * inf is not */
+            for (i = t - start + 1; i < MBI_LANES; i++) {
+                G[t * MBI_LANES + i] = 0.0f;
+            }
+        }
+    }
+    for (b = 0; b < j->m->d_state; b += MBI_LANES) {
+        const float *C = r->C + (size_t)(b / MBI_LANES) * block;
+        float *Ce = r->Ce + (size_t)b * (size_t)Q;
+        for (t = 0; t < r->q; t++) {
+            for (i = 0; i < MBI_LANES; i++) {
+                Ce[t * MBI_LANES + i] = C[t * MBI_LANES + i] * r->in[t];
+            }
+        }
+    }
+}
+
+/* u, u exp(s_Q - s_t) and h of the lanes [lo, hi) of the run's blocks, zero elsewhere. */
+static void mbi_chunk_inputs(const mbi_chunk_run *r, int head, int lo, int hi) {
+    const mbi_mamba2_job *j = r->j;
+    size_t block = (size_t)j->ctx->n_tokens * MBI_LANES;
+    const float *dt = j->dt + (size_t)(head / MBI_LANES) * block + (size_t)r->t0 * MBI_LANES +
+                      (size_t)(head % MBI_LANES);
+    int states = mbi_pad_int(j->m->d_state, MBI_LANES);
+    int n = mbi_pad_int(r->q, MBI_LANES);
+    int b;
+    int t;
+    int i;
+    for (b = 0; b < r->n_blocks; b++) {
+        const float *x = j->x + (size_t)(r->b + b) * block + (size_t)r->t0 * MBI_LANES;
+        const float *h = j->h + (size_t)(r->b + b) * (size_t)j->m->d_state * MBI_LANES;
+        float *u = r->u + (size_t)b * (size_t)j->chunk * MBI_LANES;
+        float *us = r->us + (size_t)b * (size_t)j->chunk * MBI_LANES;
+        float *to = r->h + (size_t)b * (size_t)states * MBI_LANES;
+        memset(u, 0, (size_t)n * MBI_LANES * sizeof(float));
+        memset(us, 0, (size_t)n * MBI_LANES * sizeof(float));
+        for (t = 0; t < r->q; t++) {
+            float d = dt[(size_t)t * MBI_LANES];
+            for (i = lo; i < hi; i++) {
+                u[t * MBI_LANES + i] = d * x[t * MBI_LANES + i];
+                us[t * MBI_LANES + i] = u[t * MBI_LANES + i] * r->out[t];
+            }
+        }
+        memset(to, 0, (size_t)states * MBI_LANES * sizeof(float));
+        for (t = 0; t < j->m->d_state; t++) {
+            for (i = lo; i < hi; i++) {
+                to[t * MBI_LANES + i] = h[t * MBI_LANES + i];
+            }
+        }
+    }
+}
+
+/* Adds one head's share to y and moves its lanes of the state to the end of the chunk. */
+static void mbi_chunk_head(const mbi_chunk_run *r, int head, int lo, int hi) {
+    const mbi_mamba2_job *j = r->j;
+    const mbi_kernels *k = j->ctx->k;
+    int Q = j->chunk;
+    int N = j->m->d_state;
+    int states = mbi_pad_int(N, MBI_LANES);
+    size_t rows = (size_t)Q * MBI_LANES;
+    float *h = j->h + (size_t)r->b * (size_t)N * MBI_LANES;
+    float decay;
+    int t;
+    int i;
+    mbi_chunk_decays(r, head);
+    mbi_chunk_weights(r);
+    mbi_chunk_inputs(r, head, lo, hi);
+    for (t = 0; t < r->q; t += MBI_CHUNK_TILE) {
+        int end = mbi_min_int(t + MBI_CHUNK_TILE, r->q);
+        mbi_chunk_gemm(k, r->u, rows, r->n_blocks, end, r->G, Q, t, end, 1, r->y, rows,
+                       r->scratch);
+    }
+    mbi_chunk_gemm(k, r->h, (size_t)states * MBI_LANES, r->n_blocks, N, r->Ce, Q, 0, r->q, 1, r->y,
+                   rows, r->scratch);
+    decay = r->in[r->q - 1];
+    for (t = 0; t < r->n_blocks * N; t++) {
+        for (i = lo; i < hi; i++) {
+            float v = h[(size_t)t * MBI_LANES + (size_t)i] * decay;
+            h[(size_t)t * MBI_LANES + (size_t)i] = fabsf(v) > 7.888609052210118e-31f ? v : 0.0f;
+        }
+    }
+    mbi_chunk_gemm(k, r->us, rows, r->n_blocks, r->q, r->Bt, states, 0, N, 1, h,
+                   (size_t)N * MBI_LANES, r->scratch);
+}
+
+/* All chunks of a run; y replaces x. */
+static void mbi_chunk_blocks(mbi_chunk_run *r) {
+    const mbi_mamba2_job *j = r->j;
+    const mbi_mamba2 *m = j->m;
+    size_t block = (size_t)j->ctx->n_tokens * MBI_LANES;
+    int g = r->b * MBI_LANES / m->group_width;
+    int states = mbi_pad_int(m->d_state, MBI_LANES);
+    int gated = !(m->has_norm && m->norm_first) && j->z;
+    int c;
+    int b;
+    int i;
+    int lo;
+    for (c = 0; c < j->n_chunks; c++) {
+        r->t0 = c * j->chunk;
+        r->q = mbi_min_int(j->chunk, j->ctx->n_tokens - r->t0);
+        r->Bt = j->pairs + (size_t)(g * j->n_chunks + c) * mbi_pairs_floats(m, j->chunk);
+        r->M = r->Bt + (size_t)j->chunk * (size_t)states;
+        r->C = j->bc + (size_t)(m->n_bc + g * states) * (size_t)j->ctx->n_tokens +
+               (size_t)r->t0 * MBI_LANES;
+        for (b = 0; b < r->n_blocks; b++) {
+            const float *x = j->x + (size_t)(r->b + b) * block + (size_t)r->t0 * MBI_LANES;
+            const float *D = m->D + (r->b + b) * MBI_LANES;
+            float *y = r->y + (size_t)b * (size_t)j->chunk * MBI_LANES;
+            for (i = 0; i < r->q * MBI_LANES; i++) {
+                y[i] = D[i % MBI_LANES] * x[i];
+            }
+        }
+        for (lo = 0; lo < MBI_LANES;) {
+            int head = mbi_mamba2_head(m, r->b, lo);
+            int hi = lo + 1;
+            while (hi < MBI_LANES && mbi_mamba2_head(m, r->b, hi) == head) {
+                hi++;
+            }
+            mbi_chunk_head(r, head, lo, hi);
+            lo = hi;
+        }
+        for (b = 0; b < r->n_blocks; b++) {
+            size_t at = (size_t)(r->b + b) * block + (size_t)r->t0 * MBI_LANES;
+            float *y = r->y + (size_t)b * (size_t)j->chunk * MBI_LANES;
+            size_t n = (size_t)r->q * MBI_LANES;
+            if (gated) {
+                j->ctx->k->gate(y, j->z + at, j->x + at, n);
+            } else {
+                memcpy(j->x + at, y, n * sizeof(float));
+            }
+        }
+    }
+}
+
+/* Convolution and chunked form of a range of blocks; y replaces x. */
+static void mbi_mamba2_chunk_task(void *arg, int i_task) {
+    const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
+    const mbi_mamba2 *m = j->m;
+    size_t rows = (size_t)j->chunk * MBI_LANES;
+    size_t states = (size_t)mbi_pad_int(m->d_state, MBI_LANES);
+    int end = mbi_split(m->width / MBI_LANES, j->n_tasks, i_task + 1);
+    mbi_chunk_run r;
+    memset(&r, 0, sizeof r);
+    r.j = j;
+    r.u = j->chunk_scratch + (size_t)i_task * mbi_chunk_floats(m, j->chunk);
+    r.us = r.u + MBI_CHUNK_BLOCKS * rows;
+    r.y = r.us + MBI_CHUNK_BLOCKS * rows;
+    r.G = r.y + MBI_CHUNK_BLOCKS * rows;
+    r.Ce = r.G + (size_t)j->chunk * (size_t)j->chunk;
+    r.h = r.Ce + states * (size_t)j->chunk;
+    r.in = r.h + MBI_CHUNK_BLOCKS * MBI_LANES * states;
+    r.out = r.in + j->chunk;
+    r.sums = (double *)(void *)(r.out + j->chunk);
+    r.scratch = j->ctx->task_scratch + (size_t)i_task * j->ctx->task_bytes;
+    for (r.b = mbi_split(m->width / MBI_LANES, j->n_tasks, i_task); r.b < end;
+         r.b += r.n_blocks) {
+        int head = mbi_mamba2_head(m, r.b, 0);
+        int b;
+        for (b = r.b; b < end && b < r.b + MBI_CHUNK_BLOCKS; b++) {
+            if (mbi_mamba2_head(m, b, 0) != head ||
+                mbi_mamba2_head(m, b, MBI_LANES - 1) != head) {
+                break;
+            }
+        }
+        r.n_blocks = b > r.b ? b - r.b : 1;
+        for (b = 0; b < r.n_blocks; b++) {
+            mbi_mamba2_conv(j, r.b + b,
+                            j->x + (size_t)(r.b + b) * (size_t)j->ctx->n_tokens * MBI_LANES);
+        }
+        mbi_chunk_blocks(&r);
+    }
+}
+
+/* From the convolved B, C, the raw x and dt to y: by the recurrence, or by chunks. */
+static void mbi_mamba2_scan(mbi_mamba2_job *j) {
+    const mbi_mamba2 *m = j->m;
+    if (j->chunk > 0) {
+        j->n_chunks = (j->ctx->n_tokens + j->chunk - 1) / j->chunk;
+        j->n_tasks = mbi_min_int(j->ctx->n_tasks, m->n_groups * j->n_chunks);
+        mbi_parallel_for(j->ctx->parallel, j->n_tasks, mbi_mamba2_pairs_task, j);
+    }
+    j->n_tasks = mbi_min_int(j->ctx->n_tasks, m->width / MBI_LANES);
+    mbi_parallel_for(j->ctx->parallel, j->n_tasks,
+                     j->chunk > 0 ? mbi_mamba2_chunk_task : mbi_mamba2_scan_task, j);
+}
+
+/* Tokens to a chunk when the state asks for chunks of time_chunk (a multiple of 16). */
+static int mbi_mamba2_chunk(int time_chunk) {
+    return mbi_min_int(time_chunk, MBI_CHUNK_MAX);
+}
+
+/* Floats that the chunked form needs for T tokens: pairs, then the tasks' own. */
+static size_t mbi_mamba2_time_floats(const mbi_mamba2 *m, int n_tokens, int n_tasks, int chunk) {
+    return (size_t)((n_tokens + chunk - 1) / chunk) * (size_t)m->n_groups *
+               mbi_pairs_floats(m, chunk) +
+           (size_t)n_tasks * mbi_chunk_floats(m, chunk);
+}
+
 static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     const mbi_mamba2 *m = &l->u.mamba2;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
@@ -5436,6 +5829,7 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     size_t mlp = (size_t)mbi_pad_int(m->d_mlp, MBI_LANES) / MBI_LANES;
     mbi_mamba2_job j;
     mbi_gate_job gate;
+    memset(&j, 0, sizeof j);
     j.ctx = ctx;
     j.m = m;
     j.z = ctx->scratch + mlp * block;
@@ -5453,8 +5847,12 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     }
     j.n_tasks = mbi_min_int(ctx->n_tasks, m->dt_in.n_panels + 2 * m->n_bc / MBI_LANES);
     mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba2_shared_task, &j);
-    j.n_tasks = mbi_min_int(ctx->n_tasks, m->width / MBI_LANES);
-    mbi_parallel_for(ctx->parallel, j.n_tasks, mbi_mamba2_scan_task, &j);
+    j.chunk = ctx->n_tokens > 1 ? mbi_mamba2_chunk(ctx->time_chunk) : 0;
+    if (j.chunk > 0) {
+        j.chunk_scratch = ctx->time_ends;
+        j.pairs = j.chunk_scratch + (size_t)ctx->n_tasks * mbi_chunk_floats(m, j.chunk);
+    }
+    mbi_mamba2_scan(&j);
 
     memset(&gate, 0, sizeof gate);
     gate.type = m->out_proj.type;
@@ -5885,6 +6283,11 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
             n = mbi_mamba1_time_sums(l, s->chunk, s->time_chunk);
             sums = n > sums ? n : sums;
             n *= (uint64_t)l->u.mamba1.d_state;
+            ends = n > ends ? n : ends;
+        }
+        if (s->time_chunk > 0 && l->ops->kind == MAMBA_LAYER_MAMBA2) {
+            n = mbi_mamba2_time_floats(&l->u.mamba2, s->chunk, s->n_tasks,
+                                       mbi_mamba2_chunk(s->time_chunk));
             ends = n > ends ? n : ends;
         }
         recurrent += mbi_layer_state_floats(l, s->max_tokens);
@@ -8529,6 +8932,279 @@ MAMBA_API mamba_status mamba_scan_time_parallel(const mamba_target *target, cons
     j.chunk = mbi_min_int(chunk ? chunk : 256, scan->n_tokens);
     j.n_chunks = (int)(((int64_t)scan->n_tokens + j.chunk - 1) / j.chunk);
     return mbi_op_scan_run(&j, n_threads, parallel, memory, err);
+}
+
+/* An SSD operator in progress: slabs of tokens are copied into blocks and worked on as a model's
+ * layer would. */
+typedef struct mbi_op_ssd {
+    const mamba_ssd *s;
+    mbi_mamba2 m;     /* the geometry, A and D with padding; no convolution, no norm */
+    mbi_ctx ctx;
+    mbi_mamba2_job job;
+    float *A, *bias;  /* (n_heads seg) */
+    float *D;         /* (width) */
+    int t0;           /* first token of the slab */
+    int n_tasks;
+} mbi_op_ssd;
+
+/* Channels of block b: how many, and the first one. */
+static int mbi_op_ssd_lanes(const mbi_op_ssd *o, int b, size_t *channel) {
+    int per_group = o->m.d_ssm / o->m.n_groups;
+    int g = b * MBI_LANES / o->m.group_width;
+    int inside = b * MBI_LANES - g * o->m.group_width;
+    *channel = (size_t)(g * per_group + inside);
+    return mbi_min_int(MBI_LANES, per_group - inside);
+}
+
+/* dt, B and C of the slab. */
+static void mbi_op_ssd_shared_task(void *arg, int i_task) {
+    const mbi_op_ssd *o = (const mbi_op_ssd *)arg;
+    const mamba_ssd *s = o->s;
+    int T = o->ctx.n_tokens;
+    size_t block = (size_t)T * MBI_LANES;
+    size_t heads = (size_t)s->n_heads;
+    size_t bc = (size_t)o->m.n_groups * (size_t)s->d_state;
+    int states = mbi_pad_int(s->d_state, MBI_LANES) / MBI_LANES;
+    int n_dt = mbi_pad_int(s->n_heads, MBI_LANES) / MBI_LANES;
+    int n_bc = o->m.n_groups * states;
+    int b = mbi_split(n_dt + 2 * n_bc, o->n_tasks, i_task);
+    int end = mbi_split(n_dt + 2 * n_bc, o->n_tasks, i_task + 1);
+    for (; b < end; b++) {
+        if (b < n_dt) {
+            float *dt = o->job.dt + (size_t)b * block;
+            int first = b * MBI_LANES;
+            mbi_op_gather(s->dt + (size_t)o->t0 * heads + first, heads, T,
+                          mbi_min_int(MBI_LANES, s->n_heads - first), dt);
+            o->ctx.k->ssd_decay(dt, s->dt_softplus ? o->bias + first : NULL, o->m.A + first,
+                                o->m.dt_min, o->m.dt_max, block, o->job.a + (size_t)b * block);
+        } else {
+            int i = (b - n_dt) % n_bc;
+            const float *from = b - n_dt < n_bc ? s->B : s->C;
+            int first = i % states * MBI_LANES;
+            mbi_op_gather(from + (size_t)o->t0 * bc + (size_t)(i / states) * (size_t)s->d_state +
+                              first,
+                          bc, T, mbi_min_int(MBI_LANES, s->d_state - first),
+                          o->job.bc + (size_t)(b - n_dt) * block);
+        }
+    }
+}
+
+/* x and z into blocks, or y and the states back. */
+static void mbi_op_ssd_copy(const mbi_op_ssd *o, int back) {
+    const mamba_ssd *s = o->s;
+    size_t n = (size_t)o->m.d_ssm;
+    int T = o->ctx.n_tokens;
+    int b;
+    for (b = 0; b < o->m.width / MBI_LANES; b++) {
+        size_t channel;
+        int lanes = mbi_op_ssd_lanes(o, b, &channel);
+        size_t at = (size_t)o->t0 * n + channel;
+        size_t to = (size_t)b * (size_t)T * MBI_LANES;
+        if (back) {
+            mbi_op_scatter(o->job.x + to, T, lanes, s->y + at, n);
+            continue;
+        }
+        mbi_op_gather(s->x + at, n, T, lanes, o->job.x + to);
+        if (s->z) {
+            mbi_op_gather(s->z + at, n, T, lanes, o->job.z + to);
+        }
+    }
+}
+
+static void mbi_op_ssd_states(const mbi_op_ssd *o, int back) {
+    const mamba_ssd *s = o->s;
+    size_t N = (size_t)s->d_state;
+    int b;
+    for (b = 0; b < o->m.width / MBI_LANES; b++) {
+        size_t channel;
+        int lanes = mbi_op_ssd_lanes(o, b, &channel);
+        float *h = o->job.h + (size_t)b * N * MBI_LANES;
+        if (back) {
+            mbi_op_transpose_back(h, lanes, s->d_state, s->state + channel * N);
+        } else if (s->state) {
+            mbi_op_transpose(s->state + channel * N, lanes, s->d_state, h);
+        } else {
+            memset(h, 0, N * MBI_LANES * sizeof(float));
+        }
+    }
+}
+
+static mamba_status mbi_op_check_ssd(const mamba_ssd *s, mamba_error *err) {
+    mamba_status status;
+    uint64_t groups;
+    uint64_t n;
+    if (!s) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "must not be NULL", "ssd", 0);
+    }
+    if ((status = mbi_op_range(err, "n_tokens", s->n_tokens, 0, INT32_MAX)) ||
+        (status = mbi_op_range(err, "n_heads", s->n_heads, 1, 1 << 20)) ||
+        (status = mbi_op_range(err, "headdim", s->headdim, 1, (1 << 20) / s->n_heads)) ||
+        (status = mbi_op_range(err, "d_state", s->d_state, 1, 1 << 16)) ||
+        (status = mbi_op_range(err, "n_groups", s->n_groups, 0, s->n_heads))) {
+        return status;
+    }
+    groups = s->n_groups > 0 ? (uint64_t)s->n_groups : 1;
+    if ((uint64_t)s->n_heads % groups != 0) {
+        return mbi_fail_value(err, MAMBA_ERR_ARG, "must divide the heads", "n_groups", 0,
+                              s->n_groups, 1, s->n_heads);
+    }
+    if ((status = mbi_op_range(err, "n_groups * d_state",
+                               (int64_t)(groups * (uint64_t)s->d_state), 1, 1 << 22))) {
+        return status;
+    }
+    if (!(s->dt_min >= 0.0f && s->dt_min <= 3.4028234e38f && s->dt_max >= 0.0f) ||
+        (s->dt_max > 0.0f && s->dt_max < s->dt_min)) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "limits must be 0 <= dt_min <= dt_max", "dt_min", 0);
+    }
+    if (!s->A || (s->n_tokens > 0 && (!s->x || !s->dt || !s->B || !s->C || !s->y))) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "x, dt, A, B, C and y must not be NULL", "ssd", 0);
+    }
+    if (!mbi_mul_ok((uint64_t)s->n_tokens * sizeof(float),
+                    (uint64_t)s->n_heads * (uint64_t)s->headdim, &n) || n > SIZE_MAX / 2 ||
+        !mbi_mul_ok((uint64_t)s->n_tokens * sizeof(float), groups * (uint64_t)s->d_state, &n) ||
+        n > SIZE_MAX / 2) {
+        return mbi_fail(err, MAMBA_ERR_ARG, "the arrays can't be so large", "n_tokens", 0);
+    }
+    return MAMBA_OK;
+}
+
+/* Pointers of o from the arena (or only measures), for slabs of `slab` tokens. */
+static void mbi_op_ssd_layout(mbi_op_ssd *o, mbi_arena *a, int slab) {
+    mbi_mamba2 *m = &o->m;
+    uint64_t heads = mbi_pad((uint64_t)m->n_heads, MBI_LANES);
+    uint64_t T = (uint64_t)slab;
+    uint64_t width = (uint64_t)m->width;
+    m->A = o->A = (float *)mbi_arena_take(a, heads, 4);
+    m->D = o->D = (float *)mbi_arena_take(a, width, 4);
+    o->bias = (float *)mbi_arena_take(a, heads, 4);
+    o->job.h = (float *)mbi_arena_take(a, width * (uint64_t)m->d_state, 4);
+    o->job.x = (float *)mbi_arena_take(a, width * T, 4);
+    o->job.z = o->s->z ? (float *)mbi_arena_take(a, width * T, 4) : NULL;
+    o->job.bc = (float *)mbi_arena_take(a, 2 * (uint64_t)m->n_bc * T, 4);
+    o->job.dt = (float *)mbi_arena_take(a, heads * T, 4);
+    o->job.a = (float *)mbi_arena_take(a, heads * T, 4);
+    o->ctx.task_bytes = (size_t)(MBI_GEMM_SCRATCH + 2 * T * MBI_LANES * 4);
+    o->ctx.task_scratch =
+        (unsigned char *)mbi_arena_take(a, (uint64_t)o->ctx.n_tasks, o->ctx.task_bytes);
+    if (o->job.chunk > 0) {
+        size_t per_task = mbi_chunk_floats(m, o->job.chunk);
+        o->job.chunk_scratch =
+            (float *)mbi_arena_take(a, (uint64_t)o->ctx.n_tasks * per_task, 4);
+        o->job.pairs = (float *)mbi_arena_take(
+            a, (uint64_t)(slab / o->job.chunk) * (uint64_t)m->n_groups,
+            mbi_pairs_floats(m, o->job.chunk) * 4);
+    }
+}
+
+/* A, bias and D with padding; D NULL counts as 0. */
+static void mbi_op_ssd_constants(const mbi_op_ssd *o) {
+    const mamba_ssd *s = o->s;
+    int b;
+    int i;
+    for (i = 0; i < mbi_pad_int(s->n_heads, MBI_LANES); i++) {
+        o->A[i] = i < s->n_heads ? s->A[i] : 0.0f;
+        o->bias[i] = i < s->n_heads && s->dt_bias ? s->dt_bias[i] : 0.0f;
+    }
+    for (b = 0; b < o->m.width / MBI_LANES; b++) {
+        size_t channel;
+        int lanes = mbi_op_ssd_lanes(o, b, &channel);
+        for (i = 0; i < MBI_LANES; i++) {
+            size_t c = channel + (size_t)i;
+            o->D[b * MBI_LANES + i] =
+                i < lanes && s->D ? s->D[s->D_per_channel ? c : c / (size_t)s->headdim] : 0.0f;
+        }
+    }
+}
+
+static void mbi_op_ssd_slabs(mbi_op_ssd *o, int slab) {
+    const mamba_ssd *s = o->s;
+    int n_shared = mbi_pad_int(s->n_heads, MBI_LANES) / MBI_LANES + 2 * o->m.n_bc / MBI_LANES;
+    mbi_op_ssd_states(o, 0);
+    for (o->t0 = 0; o->t0 < s->n_tokens; o->t0 += o->ctx.n_tokens) {
+        o->ctx.n_tokens = mbi_min_int(slab, s->n_tokens - o->t0);
+        o->ctx.position = (uint64_t)o->t0;
+        o->n_tasks = mbi_min_int(o->ctx.n_tasks, n_shared);
+        mbi_parallel_for(o->ctx.parallel, o->n_tasks, mbi_op_ssd_shared_task, o);
+        mbi_op_ssd_copy(o, 0);
+        mbi_mamba2_scan(&o->job);
+        mbi_op_ssd_copy(o, 1);
+    }
+    if (s->state) {
+        mbi_op_ssd_states(o, 1);
+    }
+}
+
+/* Both forms: chunk 0 is the recurrence. */
+static mamba_status mbi_op_ssd_run(const mamba_target *target, const mamba_ssd *s, int chunk,
+                                   int n_threads, const mamba_parallel *parallel,
+                                   const mamba_memory *memory, mamba_error *err) {
+    enum { SLAB = 256 };
+    mamba_memory mem = mbi_memory_or_default(memory);
+    int slab = chunk > 0 ? SLAB / chunk * chunk : SLAB;
+    int whole;
+    mbi_op_ssd o;
+    mbi_arena a;
+    if (s->n_tokens == 0) {
+        return MAMBA_OK;
+    }
+    whole = chunk > 0 ? mbi_pad_int(mbi_min_int(s->n_tokens, slab), chunk) : s->n_tokens;
+    slab = mbi_min_int(slab, whole);
+    memset(&o, 0, sizeof o);
+    o.s = s;
+    o.m.n_heads = s->n_heads;
+    o.m.headdim = s->headdim;
+    o.m.d_ssm = s->n_heads * s->headdim;
+    o.m.d_state = s->d_state;
+    o.m.n_groups = s->n_groups > 0 ? s->n_groups : 1;
+    o.m.dt_min = s->dt_min;
+    o.m.dt_max = s->dt_max > 0.0f ? s->dt_max : 3.4028234e38f;
+    o.m.group_width = mbi_pad_int(o.m.d_ssm / o.m.n_groups, MBI_LANES);
+    o.m.width = o.m.n_groups * o.m.group_width;
+    o.m.n_bc = o.m.n_groups * mbi_pad_int(o.m.d_state, MBI_LANES);
+    o.ctx.k = mbi_op_kernels(target);
+    o.ctx.parallel = parallel;
+    o.ctx.n_tasks = mbi_min_int(mbi_n_threads(n_threads, parallel), o.m.width / MBI_LANES);
+    o.job.m = &o.m;
+    o.job.ctx = &o.ctx;
+    o.job.chunk = chunk;
+    memset(&a, 0, sizeof a);
+    mbi_op_ssd_layout(&o, &a, slab);
+    if (a.overflow || a.used > SIZE_MAX / 2 ||
+        (a.base = (unsigned char *)mem.alloc(mem.user, (size_t)a.used, 64)) == NULL) {
+        return mbi_fail(err, MAMBA_ERR_MEMORY, "out of memory", "ssd", 0);
+    }
+    a.used = 0;
+    mbi_op_ssd_layout(&o, &a, slab);
+    mbi_op_ssd_constants(&o);
+    mbi_op_ssd_slabs(&o, slab);
+    mem.free(mem.user, a.base, (size_t)a.used);
+    return MAMBA_OK;
+}
+
+MAMBA_API mamba_status mamba_ssd_recurrence(const mamba_target *target, const mamba_ssd *ssd,
+                                            int n_threads, const mamba_parallel *parallel,
+                                            const mamba_memory *memory, mamba_error *err) {
+    mamba_status status;
+    mbi_error_clear(err);
+    if ((status = mbi_op_check_ssd(ssd, err)) ||
+        (status = mbi_op_range(err, "n_threads", n_threads, 0, INT32_MAX))) {
+        return status;
+    }
+    return mbi_op_ssd_run(target, ssd, 0, n_threads, parallel, memory, err);
+}
+
+MAMBA_API mamba_status mamba_ssd_chunked(const mamba_target *target, const mamba_ssd *ssd,
+                                         int chunk, int n_threads, const mamba_parallel *parallel,
+                                         const mamba_memory *memory, mamba_error *err) {
+    mamba_status status;
+    mbi_error_clear(err);
+    if ((status = mbi_op_check_ssd(ssd, err)) ||
+        (status = mbi_op_range(err, "chunk", chunk, 0, MBI_CHUNK_MAX)) ||
+        (status = mbi_op_range(err, "n_threads", n_threads, 0, INT32_MAX))) {
+        return status;
+    }
+    return mbi_op_ssd_run(target, ssd, mbi_pad_int(chunk ? chunk : 64, MBI_LANES), n_threads,
+                          parallel, memory, err);
 }
 
 /* ------------------------------------------------------------------------------------------------
