@@ -56,7 +56,8 @@
  *   inputs in one fixed order by one accumulator; threads split outputs, never inputs.  Between
  *   targets results differ by rounding; @@kernel_list states the bound of each kernel.
  *   State, dt, exp(dt*A), norms, convolution and residual stream are float32 on every target.
- *   Time-parallel scan (mamba_scan_time_parallel) rounds differently from the sequential scan; the
+ *   Time-parallel scan (mamba_scan_time_parallel) and chunked form (mamba_ssd_chunked) round
+ *   differently from the sequential recurrence, and depend on where chunks start; the
  *   model never uses it unless mamba_state_options.time_chunk asks for it.
  *
  * CONTENTS  (grep for the tag)
@@ -1255,7 +1256,8 @@ typedef struct mbi_scan_block {
 /* One block of 16 channels of a Mamba-2 recurrence over T tokens:
  *   h[n] = a[t]*h[n] + (dt[t]*x[t]) * B[t][n]
  *   y[t] = (sum_n C[t][n]*h[n] + D*x[t]) * silu(z[t])
- * x, a, dt, z, y: [T][16]; a and dt are those of the head of each lane.  h: [d_state][16].  B, C:
+ * x, z, y: [T][16].  a and dt: with one_head, of token t at a[t*16] for all lanes; else [T][16],
+ * those of the head of each lane.  h: [d_state][16].  B, C:
  * element n of token t at (n/16)*bc_block + t*16 + n%16.  D [16] or NULL, z NULL = no gate.  y may
  * be x.  Each token's sum runs over ascending n in one accumulator and h takes one product and one
  * FMA, however many tokens are worked on together.  Small states are flushed as in scan_block. */
@@ -1264,7 +1266,7 @@ typedef struct mbi_ssd_block {
     float *h, *y;
     size_t bc_block;
     uint64_t position; /* of token 0 */
-    int n_tokens, d_state;
+    int n_tokens, d_state, one_head;
 } mbi_ssd_block;
 
 /* Causal softmax attention of one head for one query over n_keys keys [Milakov & Gimelshein 2018]:
@@ -1987,8 +1989,11 @@ MBI_KERNEL void MBI_T(mbi_k_scan_block)(const mbi_scan_block *s) {
 #define MBI_SSD_EACH(X) X(0) X(1) X(2) X(3)
 #endif
 #define MBI_SSD_LOAD(k)                                                                            \
-    vf a##k = V_LOAD(s->a + at + (k) * MBI_LANES);                                                 \
-    vf u##k = V_MUL(V_LOAD(s->dt + at + (k) * MBI_LANES), V_LOAD(s->x + at + (k) * MBI_LANES));    \
+    vf a##k = s->one_head ? V_SET1(s->a[(t + (k)) * MBI_LANES])                                    \
+                          : V_LOAD(s->a + at + (k) * MBI_LANES);                                   \
+    vf u##k = V_MUL(s->one_head ? V_SET1(s->dt[(t + (k)) * MBI_LANES])                             \
+                                : V_LOAD(s->dt + at + (k) * MBI_LANES),                            \
+                    V_LOAD(s->x + at + (k) * MBI_LANES));                                          \
     vf y##k = V_SET1(0.0f);
 #define MBI_SSD_STEP(k)                                                                            \
     h = V_FMA(a##k, h, V_MUL(u##k, V_SET1(B[(k) * MBI_LANES])));                                   \
@@ -5236,7 +5241,11 @@ static const void *mbi_gate_run(const mbi_ctx *ctx, mbi_gate_job *j) {
  *
  * Prompts run the same recurrence as steps, eight tokens (AVX-512) or four to one pass over the
  * state, so a state value is loaded and stored once for them and the arithmetic of a token does
- * not depend on how the prompt was cut: prefill, chunks and steps give the same bits.
+ * not depend on how the prompt was cut: prefill, chunks and steps give the same bits.  That costs
+ * three operations a state and token (a product, two FMAs: 85 % of the peak rate of AVX-512 was
+ * measured); the chunked form below saves a third of them at best, in float32, but prepares more,
+ * took 1.3 (AVX2) to 1.7 times (AVX-512) as long at mamba2-130m's sizes, and its bits depend on the
+ * cuts.  So it runs only where mamba_state_options.time_chunk or mamba_ssd_chunked ask for it.
  * ---------------------------------------------------------------------------------------------- */
 static uint32_t mbi_clamp_u32(uint64_t v) {
     return v > UINT32_MAX ? UINT32_MAX : (uint32_t)v;
@@ -5425,22 +5434,14 @@ static int mbi_mamba2_head(const mbi_mamba2 *m, int b, int i) {
 /* Rows of one block of 16 channels out of blocked per-head values: out[t][lane]. */
 static void mbi_mamba2_expand(const mbi_mamba2 *m, int n_tokens, int b, const float *heads,
                               float *out) {
-    size_t at[MBI_LANES];
-    int one_head;
     int i;
     int t;
     for (i = 0; i < MBI_LANES; i++) {
         int head = mbi_mamba2_head(m, b, i);
-        at[i] = (size_t)(head / MBI_LANES) * (size_t)n_tokens * MBI_LANES +
-                (size_t)(head % MBI_LANES);
-    }
-    one_head = at[0] == at[MBI_LANES - 1];
-    for (t = 0; t < n_tokens; t++) {
-        const float *from = heads + (size_t)t * MBI_LANES;
-        float *to = out + (size_t)t * MBI_LANES;
-        float first = from[at[0]];
-        for (i = 0; i < MBI_LANES; i++) {
-            to[i] = one_head ? first : from[at[i]];
+        const float *from = heads + (size_t)(head / MBI_LANES) * (size_t)n_tokens * MBI_LANES +
+                            head % MBI_LANES;
+        for (t = 0; t < n_tokens; t++) {
+            out[t * MBI_LANES + i] = from[t * MBI_LANES];
         }
     }
 }
@@ -5459,13 +5460,20 @@ static void mbi_mamba2_scan_task(void *arg, int i) {
     for (; b < end; b++) {
         int g = b * MBI_LANES / m->group_width;
         int bc = g * mbi_pad_int(m->d_state, MBI_LANES) / MBI_LANES;
+        int head = mbi_mamba2_head(m, b, 0);
         mbi_ssd_block s;
         s.x = s.y = j->x + (size_t)b * block;
         mbi_mamba2_conv(j, b, s.y);
-        mbi_mamba2_expand(m, ctx->n_tokens, b, j->dt, dt);
-        mbi_mamba2_expand(m, ctx->n_tokens, b, j->a, a);
-        s.a = a;
-        s.dt = dt;
+        s.one_head = mbi_mamba2_head(m, b, MBI_LANES - 1) == head;
+        if (s.one_head) {
+            s.a = j->a + (size_t)(head / MBI_LANES) * block + head % MBI_LANES;
+            s.dt = j->dt + (size_t)(head / MBI_LANES) * block + head % MBI_LANES;
+        } else {
+            mbi_mamba2_expand(m, ctx->n_tokens, b, j->dt, dt);
+            mbi_mamba2_expand(m, ctx->n_tokens, b, j->a, a);
+            s.a = a;
+            s.dt = dt;
+        }
         s.z = (m->has_norm && m->norm_first) || !j->z ? NULL : j->z + (size_t)b * block;
         s.B = j->bc + (size_t)bc * block;
         s.C = s.B + (size_t)(m->n_bc / MBI_LANES) * block;
@@ -5570,6 +5578,7 @@ typedef struct mbi_chunk_run {
     const float *Bt, *M, *C;         /* of its group and chunk */
     float *u, *us, *y, *G, *Ce, *h;  /* see mbi_chunk_floats */
     float *in, *out;                 /* exp(s_t), exp(s_Q - s_t) */
+    int masked;                      /* several heads in the block */
     double *sums;                    /* s_t */
     void *scratch;                   /* of gemm */
 } mbi_chunk_run;
@@ -5577,6 +5586,30 @@ typedef struct mbi_chunk_run {
 /* Decays below 2e-35 become 0 here: products with denormals would be slow. */
 static float mbi_chunk_exponent(double x) {
     return x > -80.0 ? (float)x : -200.0f;
+}
+
+/* Rows of 16 floats. */
+static void mbi_chunk_scale(float *MBI_RESTRICT y, const float *MBI_RESTRICT x, float f) {
+    int i;
+    for (i = 0; i < MBI_LANES; i++) {
+        y[i] = x[i] * f;
+    }
+}
+
+static void mbi_chunk_multiply(float *MBI_RESTRICT y, const float *MBI_RESTRICT x) {
+    int i;
+    for (i = 0; i < MBI_LANES; i++) {
+        y[i] *= x[i];
+    }
+}
+
+static void mbi_chunk_exponents(float *MBI_RESTRICT y, const double *MBI_RESTRICT sums,
+                                double now) {
+    int i;
+    for (i = 0; i < MBI_LANES; i++) {
+        float e = (float)(now - sums[i]);
+        y[i] = e > -80.0f ? e : -200.0f;
+    }
 }
 
 /* s_t and its exponentials for one head. */
@@ -5589,6 +5622,9 @@ static void mbi_chunk_decays(const mbi_chunk_run *r, int head) {
     int t;
     for (t = 0; t < r->q; t++) {
         sum += (double)dt[(size_t)t * MBI_LANES] * (double)j->m->A[head];
+        r->sums[t] = sum;
+    }
+    for (; t < n; t++) {
         r->sums[t] = sum;
     }
     for (t = 0; t < n; t++) {
@@ -5608,23 +5644,21 @@ static void mbi_chunk_weights(const mbi_chunk_run *r) {
     int t;
     int i;
     for (b = 0; b * MBI_LANES < r->q; b++) {
-        float *G = r->G + (size_t)b * (size_t)Q * MBI_LANES;
+        float *G = r->G + (size_t)b * (size_t)Q * MBI_LANES; /* sums beyond q: those of q - 1 */
         const float *M = r->M + (size_t)b * (size_t)Q * MBI_LANES;
         int start = b * MBI_LANES;
         int end = mbi_min_int(start + MBI_LANES, r->q);
         memset(G, 0, (size_t)start * MBI_LANES * sizeof(float));
         for (t = start; t < r->q; t++) {
-            for (i = 0; i < MBI_LANES; i++) {
-                G[t * MBI_LANES + i] =
-                    start + i <= t ? mbi_chunk_exponent(r->sums[t] - r->sums[start + i]) : -200.0f;
-            }
+            double now = r->sums[t];
+            mbi_chunk_exponents(G + t * MBI_LANES, r->sums + start, now);
         }
         j->ctx->k->exp(G + start * MBI_LANES, G + start * MBI_LANES,
                        (size_t)(r->q - start) * MBI_LANES);
-        for (i = start * MBI_LANES; i < r->q * MBI_LANES; i++) {
-            G[i] *= M[i];
+        for (t = start; t < r->q; t++) {
+            mbi_chunk_multiply(G + t * MBI_LANES, M + t * MBI_LANES);
         }
-        for (t = start; t < end; t++) { /* exp(-200) is 0 but 0 * inf is not */
+        for (t = start; t < end; t++) { /* s > t */
             for (i = t - start + 1; i < MBI_LANES; i++) {
                 G[t * MBI_LANES + i] = 0.0f;
             }
@@ -5634,15 +5668,13 @@ static void mbi_chunk_weights(const mbi_chunk_run *r) {
         const float *C = r->C + (size_t)(b / MBI_LANES) * block;
         float *Ce = r->Ce + (size_t)b * (size_t)Q;
         for (t = 0; t < r->q; t++) {
-            for (i = 0; i < MBI_LANES; i++) {
-                Ce[t * MBI_LANES + i] = C[t * MBI_LANES + i] * r->in[t];
-            }
+            mbi_chunk_scale(Ce + t * MBI_LANES, C + t * MBI_LANES, r->in[t]);
         }
     }
 }
 
-/* u, u exp(s_Q - s_t) and h of the lanes [lo, hi) of the run's blocks, zero elsewhere. */
-static void mbi_chunk_inputs(const mbi_chunk_run *r, int head, int lo, int hi) {
+/* u, u exp(s_Q - s_t) and h of the lanes whose mask is 1, zero elsewhere. */
+static void mbi_chunk_inputs(const mbi_chunk_run *r, int head, const float *mask) {
     const mbi_mamba2_job *j = r->j;
     size_t block = (size_t)j->ctx->n_tokens * MBI_LANES;
     const float *dt = j->dt + (size_t)(head / MBI_LANES) * block + (size_t)r->t0 * MBI_LANES +
@@ -5651,33 +5683,51 @@ static void mbi_chunk_inputs(const mbi_chunk_run *r, int head, int lo, int hi) {
     int n = mbi_pad_int(r->q, MBI_LANES);
     int b;
     int t;
-    int i;
     for (b = 0; b < r->n_blocks; b++) {
         const float *x = j->x + (size_t)(r->b + b) * block + (size_t)r->t0 * MBI_LANES;
         const float *h = j->h + (size_t)(r->b + b) * (size_t)j->m->d_state * MBI_LANES;
         float *u = r->u + (size_t)b * (size_t)j->chunk * MBI_LANES;
         float *us = r->us + (size_t)b * (size_t)j->chunk * MBI_LANES;
         float *to = r->h + (size_t)b * (size_t)states * MBI_LANES;
-        memset(u, 0, (size_t)n * MBI_LANES * sizeof(float));
-        memset(us, 0, (size_t)n * MBI_LANES * sizeof(float));
-        for (t = 0; t < r->q; t++) {
+        for (t = 0; t < r->q; t++, x += MBI_LANES, u += MBI_LANES, us += MBI_LANES) {
             float d = dt[(size_t)t * MBI_LANES];
-            for (i = lo; i < hi; i++) {
-                u[t * MBI_LANES + i] = d * x[t * MBI_LANES + i];
-                us[t * MBI_LANES + i] = u[t * MBI_LANES + i] * r->out[t];
+            float e = r->out[t];
+            mbi_chunk_scale(u, x, d);
+            if (r->masked) {
+                mbi_chunk_multiply(u, mask);
+            }
+            mbi_chunk_scale(us, u, e);
+        }
+        memset(u, 0, (size_t)(n - r->q) * MBI_LANES * sizeof(float));
+        memset(us, 0, (size_t)(n - r->q) * MBI_LANES * sizeof(float));
+        for (t = 0; t < j->m->d_state; t++, h += MBI_LANES, to += MBI_LANES) {
+            mbi_chunk_scale(to, h, 1.0f);
+            if (r->masked) {
+                mbi_chunk_multiply(to, mask);
             }
         }
-        memset(to, 0, (size_t)states * MBI_LANES * sizeof(float));
-        for (t = 0; t < j->m->d_state; t++) {
-            for (i = lo; i < hi; i++) {
-                to[t * MBI_LANES + i] = h[t * MBI_LANES + i];
-            }
+        memset(to, 0, (size_t)(states - j->m->d_state) * MBI_LANES * sizeof(float));
+    }
+}
+
+/* h *= decay in the lanes whose mask is 1; values below 2^-100 become 0. */
+static void mbi_chunk_decay(float *h, int n, float decay, const float *mask) {
+    float factor[MBI_LANES];
+    int t;
+    int i;
+    for (i = 0; i < MBI_LANES; i++) {
+        factor[i] = mask[i] > 0.0f ? decay : 1.0f;
+    }
+    for (t = 0; t < n; t++, h += MBI_LANES) {
+        for (i = 0; i < MBI_LANES; i++) {
+            float v = h[i] * factor[i];
+            h[i] = fabsf(v) > 7.888609052210118e-31f ? v : 0.0f;
         }
     }
 }
 
 /* Adds one head's share to y and moves its lanes of the state to the end of the chunk. */
-static void mbi_chunk_head(const mbi_chunk_run *r, int head, int lo, int hi) {
+static void mbi_chunk_head(const mbi_chunk_run *r, int head, const float *mask) {
     const mbi_mamba2_job *j = r->j;
     const mbi_kernels *k = j->ctx->k;
     int Q = j->chunk;
@@ -5685,12 +5735,10 @@ static void mbi_chunk_head(const mbi_chunk_run *r, int head, int lo, int hi) {
     int states = mbi_pad_int(N, MBI_LANES);
     size_t rows = (size_t)Q * MBI_LANES;
     float *h = j->h + (size_t)r->b * (size_t)N * MBI_LANES;
-    float decay;
     int t;
-    int i;
     mbi_chunk_decays(r, head);
     mbi_chunk_weights(r);
-    mbi_chunk_inputs(r, head, lo, hi);
+    mbi_chunk_inputs(r, head, mask);
     for (t = 0; t < r->q; t += MBI_CHUNK_TILE) {
         int end = mbi_min_int(t + MBI_CHUNK_TILE, r->q);
         mbi_chunk_gemm(k, r->u, rows, r->n_blocks, end, r->G, Q, t, end, 1, r->y, rows,
@@ -5698,13 +5746,7 @@ static void mbi_chunk_head(const mbi_chunk_run *r, int head, int lo, int hi) {
     }
     mbi_chunk_gemm(k, r->h, (size_t)states * MBI_LANES, r->n_blocks, N, r->Ce, Q, 0, r->q, 1, r->y,
                    rows, r->scratch);
-    decay = r->in[r->q - 1];
-    for (t = 0; t < r->n_blocks * N; t++) {
-        for (i = lo; i < hi; i++) {
-            float v = h[(size_t)t * MBI_LANES + (size_t)i] * decay;
-            h[(size_t)t * MBI_LANES + (size_t)i] = fabsf(v) > 7.888609052210118e-31f ? v : 0.0f;
-        }
-    }
+    mbi_chunk_decay(h, r->n_blocks * N, r->in[r->q - 1], mask);
     mbi_chunk_gemm(k, r->us, rows, r->n_blocks, r->q, r->Bt, states, 0, N, 1, h,
                    (size_t)N * MBI_LANES, r->scratch);
 }
@@ -5732,18 +5774,18 @@ static void mbi_chunk_blocks(mbi_chunk_run *r) {
             const float *x = j->x + (size_t)(r->b + b) * block + (size_t)r->t0 * MBI_LANES;
             const float *D = m->D + (r->b + b) * MBI_LANES;
             float *y = r->y + (size_t)b * (size_t)j->chunk * MBI_LANES;
-            for (i = 0; i < r->q * MBI_LANES; i++) {
-                y[i] = D[i % MBI_LANES] * x[i];
+            for (i = 0; i < r->q; i++, x += MBI_LANES, y += MBI_LANES) {
+                memcpy(y, x, MBI_LANES * sizeof(float));
+                mbi_chunk_multiply(y, D);
             }
         }
         for (lo = 0; lo < MBI_LANES;) {
             int head = mbi_mamba2_head(m, r->b, lo);
-            int hi = lo + 1;
-            while (hi < MBI_LANES && mbi_mamba2_head(m, r->b, hi) == head) {
-                hi++;
+            float mask[MBI_LANES] = {0};
+            for (; lo < MBI_LANES && mbi_mamba2_head(m, r->b, lo) == head; lo++) {
+                mask[lo] = 1.0f;
             }
-            mbi_chunk_head(r, head, lo, hi);
-            lo = hi;
+            mbi_chunk_head(r, head, mask);
         }
         for (b = 0; b < r->n_blocks; b++) {
             size_t at = (size_t)(r->b + b) * block + (size_t)r->t0 * MBI_LANES;
@@ -5788,6 +5830,7 @@ static void mbi_mamba2_chunk_task(void *arg, int i_task) {
                 break;
             }
         }
+        r.masked = b == r.b;
         r.n_blocks = b > r.b ? b - r.b : 1;
         for (b = 0; b < r.n_blocks; b++) {
             mbi_mamba2_conv(j, r.b + b,

@@ -165,6 +165,33 @@ static void check_bits(const mamba_model *m, const int32_t *tokens, size_t n, co
     mamba_state_free(t);
 }
 
+/* The chunked form of Mamba-2 layers: near `expected`, in units of its deviation, and threads change no bit. */
+static void check_chunked(const mamba_model *m, const int32_t *tokens, size_t n, const float *expected, double bound)
+{
+    size_t V = vocab_of(m);
+    mamba_state_options o;
+    float *got[2];
+    double worst = 0.0;
+    for (int i = 0; i < 2; i++) {
+        mamba_state *s = NULL;
+        memset(&o, 0, sizeof o);
+        o.n_threads = 1 + 2 * i;
+        o.time_chunk = 64;
+        got[i] = floats(n * V);
+        CHECK_INT(mamba_state_create(m, &o, &s, NULL), MAMBA_OK);
+        CHECK_INT(run_all(s, tokens, n, got[i], V), MAMBA_OK);
+        mamba_state_free(s);
+    }
+    CHECK(same(got[0], got[1], n * V));
+    for (size_t i = 0; i < n * V; i++) {
+        double d = fabs((double)got[0][i] - (double)expected[i]);
+        worst = d > worst || !(d == d) ? d : worst;
+    }
+    CHECK_NEAR(worst / deviation(expected, n * V), 0.0, bound);
+    free(got[0]);
+    free(got[1]);
+}
+
 /* ---- golden checkpoints --------------------------------------------------------------------------------------------- */
 
 static const char *const golden_names[] = {
@@ -201,6 +228,7 @@ static void check_golden(const char *name)
         }
         if (b == 0) {
             check_bits(m, ids.u.i, L, got);
+            check_chunked(m, ids.u.i, L, logits.u.f, 1e-4);
         }
         free(got);
     }
@@ -811,6 +839,7 @@ static void check_net(const net *n, const char *name)
         worst = difference(got, expected, (size_t)(T * n->vocab));
         test_near(worst, 0.0, 2e-5, __FILE__, __LINE__, mamba_target_name(target));
         check_bits(m, tokens, T, got);
+        check_chunked(m, tokens, T, got, 2e-5);
         free(got);
         mamba_close(m);
     }
