@@ -1338,8 +1338,11 @@ struct mamba_target {
     mbi_kernels k;
 };
 
-/* 4-bit codebook: value = codebook[index] * scale.  Denser near zero, where weights are. */
-#define MBI_Q4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+/* 4-bit codebook: value = codebook[index] * scale, the scale of either sign.  Lloyd's iteration on
+ * Gaussian weights and on the matrices of two trained models (their optima are the same within 1 %)
+ * in groups of 32 with the best scale for each, one entry held at zero so that zeros stay exact: mean
+ * squared error 0.0053 of the mean square; 0.7 % less without the zero, 0.0072 for equal steps. */
+#define MBI_Q4_VALUES -127, -99, -78, -61, -47, -34, -22, -10, 0, 12, 23, 36, 49, 64, 82, 105
 static MBI_UNUSED float mbi_q4_value(unsigned index) {
     const signed char values[16] = {MBI_Q4_VALUES};
     return (float)values[index & 15u];

@@ -1,7 +1,7 @@
 /*  pack.h: 16 rows of floats into one panel of the .mamba file, in any weight type.
  *
  *  The byte layout is specified in mamba.h (@@format). Quantised types choose the scale of every group of 32
- *  columns by the squared error it leaves, not by the largest value alone.
+ *  columns by the squared error that it leaves, not by the largest value.
  */
 #ifndef TL_PACK_H
 #define TL_PACK_H
@@ -28,87 +28,157 @@ TL_FN uint16_t pack_f16(float f)
     return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
-/* Scale for one group by trial: the best of `n_trials` around the one that maps the largest value to the
- * end of the range. encode(x/scale) gives the stored value. Returns the scale as the half that is stored. */
-typedef int (*pack_encode)(float x);
+/* ---- groups of 32 -----------------------------------------------------------------------------------------
+ *
+ * A group is stored as scale * q[i], q in -127..127 (q8) or in the codebook (q4).
+ *
+ * q8 takes the largest magnitude to 127: mean squared error 2.8e-5 of the mean square of Gaussian weights; the
+ * best of 5 scales gives 2.6e-5 at half the speed, and neither shows in a perplexity.
+ *
+ * q4 searches. For given q the best scale is the least-squares one, (x.q)/(q.q), which leaves the squared error
+ * x.x - (x.q)^2/(q.q); so the search maximises (x.q)^2/(q.q) over assignments, each made of the values nearest
+ * to x over some trial scale. It works on x in units of 2^-15 of the group's largest magnitude, in integers:
+ * fast without intrinsics, and the same bytes from every compiler and CPU. That the scale is stored as a half
+ * costs nothing measurable. Mean squared error over the mean square, Gaussian weights (those of two trained
+ * models differ by less than 1 %): 3 trials for each sign of the scale 0.0062, 7 trials 0.00534, with one step
+ * of refinement (used) 0.00533, 48 trials with refinement 0.00530. Weighting the errors by the squared norm
+ * weight of their column made the KL divergence of the logits 1 % larger.
+ */
+enum {
+    PACK_GROUP = 32,
+    PACK_TRIALS = 7           /* for each sign of the scale */
+};
 
-TL_FN int pack_encode_q8(float x)
-{
-    float r = x < -127.0f ? -127.0f : x > 127.0f ? 127.0f : x;
-    return (int)(r < 0 ? r - 0.5f : r + 0.5f);
-}
+/* Nearest codebook entry to v, found at floor(2v) + 512: entries are integers, so the borders between them are
+ * multiples of one half. */
+typedef struct {
+    int16_t value[1024];
+    unsigned char index[1024];
+} pack_codebook;
 
-/* Index of the codebook value nearest to x. */
-TL_FN int pack_index_q4(float x)
+TL_FN void pack_codebook_init(pack_codebook *book)
 {
-    int best = 0;
-    for (int i = 1; i < 16; i++) {
-        if (fabsf(x - mbi_q4_value((unsigned)i)) < fabsf(x - mbi_q4_value((unsigned)best))) {
-            best = i;
+    int k = 0;
+    for (int i = 0; i < 1024; i++) {
+        while (k < 15 && (float)(i - 512) >= mbi_q4_value((unsigned)k) + mbi_q4_value((unsigned)k + 1)) {
+            k++;
         }
+        book->index[i] = (unsigned char)k;
+        book->value[i] = (int16_t)mbi_q4_value((unsigned)k);
     }
-    return best;
 }
 
-TL_FN double pack_error(const float *x, int n, float scale, mamba_type type)
+/* The best assignment so far, as the scale that it asks for: num / den, in units of x. */
+typedef struct {
+    double gain;
+    int32_t num, den;
+} pack_best;
+
+/* Tries the values nearest to x * factor / 131072. */
+TL_FN void pack_try(const pack_codebook *book, const int16_t *x, int factor, pack_best *best)
 {
-    double sum = 0;
-    for (int i = 0; i < n; i++) {
-        float q = scale > 0 || scale < 0 ? x[i] / scale : 0;
-        float v = type == MAMBA_Q8 ? (float)pack_encode_q8(q) : mbi_q4_value((unsigned)pack_index_q4(q));
-        double e = (double)x[i] - (double)(v * scale);
-        sum += e * e;
+    int16_t q[PACK_GROUP];
+    int32_t num = 0, den = 0;
+    double gain;
+    for (int i = 0; i < PACK_GROUP; i++) {
+        q[i] = (int16_t)(x[i] * factor >> 16);
     }
-    return sum;
+    for (int i = 0; i < PACK_GROUP; i++) {
+        q[i] = book->value[q[i] + 512];
+    }
+    for (int i = 0; i < PACK_GROUP; i++) {
+        num += x[i] * q[i];
+        den += q[i] * q[i];
+    }
+    gain = den != 0 ? (double)num * (double)num / (double)den : 0.0;
+    if (gain > best->gain) {
+        best->gain = gain;
+        best->num = num;
+        best->den = den;
+    }
 }
 
-TL_FN uint16_t pack_scale(const float *x, int n, mamba_type type)
+/* A scale as the half that is stored: finite, and not zero, since with the smallest half as its scale a group
+ * still keeps what it can. */
+TL_FN uint16_t pack_half_scale(double scale)
 {
-    float most = 0;       /* the value of largest magnitude, with its sign */
-    double best_error = -1;
-    uint16_t best = 0;
-    for (int i = 0; i < n; i++) {
-        most = fabsf(x[i]) > fabsf(most) ? x[i] : most;
+    uint16_t half = pack_f16((float)scale);
+    if ((half & 0x7fffu) == 0) {
+        half |= 1u;
     }
-    if (most == 0.0f) {   /* exactly zero: a group of zeros */
+    return (uint16_t)((half & 0x7fffu) > 0x7bffu ? (half & 0x8000u) | 0x7bffu : half);
+}
+
+/* The q4 scale of a group whose largest magnitude is `most`. */
+TL_FN double pack_search(const float *x, float most, const pack_codebook *book)
+{
+    pack_best best = {0.0, 0, 1};
+    int16_t units[PACK_GROUP];
+    float inverse = 32767.0f / most;
+    double factor;
+    for (int i = 0; i < PACK_GROUP; i++) {
+        units[i] = (int16_t)(x[i] * inverse);
+    }
+    for (int trial = 0; trial < PACK_TRIALS; trial++) {
+        /* the largest to 94 .. 140 from either end; the codebook is not symmetric */
+        int end = 4 * 94 + 4 * 46 * trial / (PACK_TRIALS - 1);
+        pack_try(book, units, end, &best);
+        pack_try(book, units, -end, &best);
+    }
+    factor = 131072.0 * (double)best.den / (double)best.num;
+    pack_try(book, units, (int)(factor > 1000.0 ? 1000.0 : factor < -1000.0 ? -1000.0 : factor), &best);
+    return (double)best.num / (double)best.den * ((double)most / 32767.0);
+}
+
+/* The scale of a group; 0 for a group of zeros (or of values that even the smallest half makes zeros). `book`
+ * is NULL for q8. */
+TL_FN uint16_t pack_scale(const float *x, const pack_codebook *book)
+{
+    float most = 0.0f;
+    for (int i = 0; i < PACK_GROUP; i++) {
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    }
+    if (most < 1.49011612e-8f) {   /* 2^-26 */
         return 0;
     }
-    for (int trial = 0; trial < (type == MAMBA_Q8 ? 5 : 40); trial++) {
-        uint16_t half;
-        double error;
-        if (type == MAMBA_Q8) {
-            half = pack_f16(fabsf(most) / (126.5f + 0.25f * (float)trial));
-        } else {          /* both signs: the codebook is not symmetric */
-            float end = 88.0f + 2.5f * (float)(trial / 2);
-            half = pack_f16(most / (trial % 2 ? end : -end));
-        }
-        error = pack_error(x, n, mbi_f16_to_f32(half), type);
-        if (best_error < 0 || error < best_error) {
-            best_error = error;
-            best = half;
-        }
-    }
-    return best;
+    return pack_half_scale(book != NULL ? pack_search(x, most, book) : (double)most / 127.0);
 }
 
-/* One group of 32 columns of one row into its block. */
-TL_FN void pack_group(const float *x, int lane, int group, mamba_type type, unsigned char *block)
+/* One group of 32 columns of one row into its block. `book` is NULL for q8. */
+TL_FN void pack_group(const float *x, int lane, int group, const pack_codebook *book, unsigned char *block)
 {
-    size_t data = type == MAMBA_Q8 ? 1024 : 512;
-    uint16_t half = pack_scale(x, 32, type);
-    float scale = mbi_f16_to_f32(half);
-    for (int i = 0; i < 32; i++) {
-        int col = group * 32 + i;
-        float q = half != 0 ? x[i] / scale : 0.0f;
-        if (type == MAMBA_Q8) {
-            block[col / 4 * 64 + 4 * lane + col % 4] = (unsigned char)pack_encode_q8(q);
-        } else {
-            unsigned char *byte = block + col / 8 * 64 + 4 * lane + col % 4;
-            unsigned v = (unsigned)pack_index_q4(q);
-            *byte = (unsigned char)(col % 8 < 4 ? (*byte & 0xf0u) | v : (*byte & 0x0fu) | v << 4);
+    uint16_t half = pack_scale(x, book);
+    float scale = mbi_f16_to_f32(half), v[PACK_GROUP];
+    for (int i = 0; i < PACK_GROUP; i++) {
+        v[i] = half != 0 ? x[i] / scale : 0.0f;
+    }
+    if (book == NULL) {
+        unsigned char *unit = block + group * 512 + 4 * lane;
+        for (int i = 0; i < PACK_GROUP; i++) {
+            float r = v[i] < -127.0f ? -127.0f : v[i] > 127.0f ? 127.0f : v[i];
+            unit[i / 4 * 64 + i % 4] = (unsigned char)(int)(r < 0 ? r - 0.5f : r + 0.5f);
+        }
+    } else {
+        unsigned char *unit = block + group * 256 + 4 * lane, index[PACK_GROUP];
+        for (int i = 0; i < PACK_GROUP; i++) {
+            float at = 2.0f * v[i] + 512.0f;
+            index[i] = book->index[at < 0.0f ? 0 : at > 1023.0f ? 1023 : (int)at];
+        }
+        for (int i = 0; i < PACK_GROUP / 2; i++) {
+            const unsigned char *pair = index + i / 4 * 8 + i % 4;
+            unit[i / 4 * 64 + i % 4] = (unsigned char)(pair[0] | pair[4] << 4);
         }
     }
-    memcpy(block + data + 32 * group + 2 * lane, &half, 2);
+    memcpy(block + (book == NULL ? 1024 : 512) + 32 * group + 2 * lane, &half, 2);
+}
+
+/* The columns of one row into a panel of q8 or q4. */
+TL_FN void pack_row(const float *x, size_t cols_pad, int lane, const pack_codebook *book, unsigned char *panel)
+{
+    size_t block = book == NULL ? 1024 + 64 : 512 + 64;
+    for (size_t c = 0; c < cols_pad; c += PACK_GROUP) {
+        pack_group(x + c, lane, (int)(c / 32 % 2), book, panel + c / 64 * block);
+    }
 }
 
 /* Can the type hold these values? (f16 and the f16 scales end at 65504.) */
@@ -127,24 +197,22 @@ TL_FN int pack_fits(const float *x, size_t n, mamba_type type)
  * panel: mbi_panel_bytes(type, cols) bytes. */
 TL_FN void pack_panel(const float *rows, size_t cols_pad, mamba_type type, unsigned char *panel)
 {
+    pack_codebook book;
+    if (type == MAMBA_Q4) {
+        pack_codebook_init(&book);
+    }
     for (int lane = 0; lane < 16; lane++) {
         const float *x = rows + (size_t)lane * cols_pad;
+        if (type == MAMBA_Q8 || type == MAMBA_Q4) {
+            pack_row(x, cols_pad, lane, type == MAMBA_Q4 ? &book : NULL, panel);
+            continue;
+        }
         for (size_t c = 0; c < cols_pad; c++) {
-            uint16_t half;
-            switch (type) {
-            case MAMBA_F32: memcpy(panel + c * 64 + 4 * (size_t)lane, &x[c], 4); break;
-            case MAMBA_F16:
-            case MAMBA_BF16:
-                half = type == MAMBA_F16 ? pack_f16(x[c]) : mbi_f32_to_bf16(x[c]);
+            if (type == MAMBA_F32) {
+                memcpy(panel + c * 64 + 4 * (size_t)lane, &x[c], 4);
+            } else {
+                uint16_t half = type == MAMBA_F16 ? pack_f16(x[c]) : mbi_f32_to_bf16(x[c]);
                 memcpy(panel + c / 2 * 64 + 4 * (size_t)lane + c % 2 * 2, &half, 2);
-                break;
-            case MAMBA_Q8:
-            case MAMBA_Q4:
-                if (c % 32 == 0) {
-                    pack_group(x + c, lane, (int)(c / 32 % 2), type,
-                               panel + c / 64 * (type == MAMBA_Q8 ? 1088u : 576u));
-                }
-                break;
             }
         }
     }
