@@ -99,13 +99,9 @@ static void cli_start(void) {
     }
     (void)signal(SIGPIPE, SIG_IGN);
     memset(&action, 0, sizeof action);
-    action.sa_handler = SIG_DFL;
-    if (sigaction(SIGINT, NULL, &action) == 0 && action.sa_handler != SIG_IGN) {
-        memset(&action, 0, sizeof action);
-        action.sa_handler = cli_on_interrupt;
-        (void)sigemptyset(&action.sa_mask);
-        (void)sigaction(SIGINT, &action, NULL);
-    }
+    action.sa_handler = cli_on_interrupt;
+    (void)sigemptyset(&action.sa_mask);
+    (void)sigaction(SIGINT, &action, NULL);
 }
 
 static double cli_seconds(void) {
@@ -347,7 +343,7 @@ static int cli_parse(const cli_page *page, int argc, char **argv, int max_rest, 
             options_end = 1;
         } else if (!options_end && (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)) {
             cli_print_help(page, stdout);
-            return fflush(stdout) == 0 ? CLI_OK : CLI_FAILED;
+            return CLI_OK; /* what cannot be written is told at the end */
         } else if (!options_end && argv[i][0] == '-' && argv[i][1] != '\0') {
             int code = cli_parse_option(page, argc, argv, &i);
             if (code != CLI_OK) {
@@ -558,8 +554,9 @@ static int cli_finish_stdout(int code) {
     if (!failed) {
         return code;
     }
-    if (reason != EPIPE && reason != 0) {
-        (void)cli_fail(CLI_FAILED, "cannot write to standard output: %s", strerror(reason));
+    if (reason != EPIPE) {
+        (void)cli_fail(CLI_FAILED, "cannot write to standard output: %s",
+                       reason ? strerror(reason) : "part of it was lost");
     }
     return code == CLI_OK ? CLI_FAILED : code;
 }

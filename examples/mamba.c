@@ -635,7 +635,7 @@ static size_t score_cut(const score_feed *f) {
 
 /* More ids into f->list; at_end of the source and an empty list mean the end. */
 static int score_fill(score_feed *f) {
-    enum { BLOCK = 1 << 16 };
+    enum { BLOCK = 1 << 14 };
     size_t cut = 0;
     int code = CLI_OK;
     f->list.n = f->at = 0;
