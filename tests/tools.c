@@ -1795,7 +1795,7 @@ TEST(recognise)
         {"G01 empty bin", "x.bin", T(""), TL_ERR_FORMAT, "found no torch file (0 bytes)"},
         {"LFS", "x.safetensors", T("version https://git-lfs.github.com/spec/v1\noid"),
          TL_ERR_UNSUPPORTED, "a Git LFS pointer"},
-        {"GGUF", "x.bin", T("GGUF\3\0\0\0"), TL_ERR_UNSUPPORTED, "a GGUF file"},
+        {"GGUF", "x.bin", T("GGUF\3\0\0\0"), TL_ERR_FORMAT, "the end of the file at 8"},
         {"P15 pickle", "x.bin", T("\x80\x02}."), TL_ERR_FORMAT, "found no torch file (4 bytes)"},
         {"HTML", "x.safetensors", T("<!DOCTYPE html><html>"), TL_ERR_FORMAT,
          "header length: found 5789751444030890300"}};

@@ -6,6 +6,7 @@
  *      model.safetensors, model.safetensors.index.json + shards, consolidated.safetensors,
  *      pytorch_model.bin (zip, or the format before torch 1.6),
  *      pytorch_model.bin.index.json + shards.
+ *  or one GGUF file, which holds its configuration and tokenizer itself.
  *  ck_open_weights takes one weight file alone. Files that an index does not name are not looked
  *  at; a tensor that it names must be in the shard that it names; a tensor in two shards is
  *  refused.
@@ -24,6 +25,7 @@
 #ifndef TL_CHECKPOINT_H
 #define TL_CHECKPOINT_H
 
+#include "gguf.h"
 #include "json.h"
 #include "pickle.h"
 #include "safetensors.h"
@@ -36,7 +38,7 @@
 #define CK_NO_RECORD    0xffffffffu
 
 typedef enum {
-    CK_NOTHING, CK_SAFETENSORS, CK_TORCH_ZIP, CK_TORCH_LEGACY
+    CK_NOTHING, CK_SAFETENSORS, CK_TORCH_ZIP, CK_TORCH_LEGACY, CK_GGUF
 } ck_kind;
 
 typedef struct {
@@ -45,13 +47,14 @@ typedef struct {
     st_file st;
     zip_archive zip;
     pkl_data pickle;
+    gguf_file gguf;
     char *text;              /* of the pickle */
     size_t place_after;      /* legacy: where the storages begin */
 } ck_file;
 
 typedef struct {
     char *folder;            /* where the weights lie */
-    char *config_path;       /* NULL after ck_open_weights */
+    char *config_path;       /* NULL after ck_open_weights; the file itself for GGUF */
     char *tokenizer_path;    /* tokenizer.json beside it, NULL if there is none */
     json_doc config;
     ck_file *files;
@@ -71,6 +74,7 @@ TL_FN void ck_close(ck_source *ck)
         st_free(&f->st);
         zip_free(&f->zip);
         pkl_free(&f->pickle);
+        gguf_free(&f->gguf);
         tl_free(f->text);
         tl_file_close(&f->file);
     }
@@ -120,6 +124,12 @@ TL_FN const ck_tensor *ck_find(const ck_source *ck, const char *name)
     return ck_find_n(ck, name, strlen(name));
 }
 
+/* The GGUF file, NULL if the checkpoint is none. */
+TL_FN const gguf_file *ck_gguf(const ck_source *ck)
+{
+    return ck->file_count == 1 && ck->files[0].kind == CK_GGUF ? &ck->files[0].gguf : NULL;
+}
+
 /* Do two tensors share their bytes, as tied weights do? */
 TL_FN int ck_same(const ck_tensor *a, const ck_tensor *b)
 {
@@ -161,6 +171,35 @@ TL_FN tl_status ck_read_raw(const ck_source *ck, const ck_tensor *t, uint64_t fi
                         (size_t)(n / block * bytes), err);
 }
 
+/* Elements [first, first + n) of a type of blocks, wherever in a block they begin and end. */
+TL_FN tl_status ck_read_blocks(const ck_source *ck, const ck_tensor *t, uint64_t first, uint64_t n,
+                               float *out, tl_error *err)
+{
+    unsigned block = ck_types[t->dtype].block, bytes = ck_types[t->dtype].bytes;
+    unsigned char raw[4096];
+    float values[256];
+    if (!tl_fits(first, n, t->count)) {
+        return ck_fault(ck, t, "a request outside the tensor", "its elements", err);
+    }
+    for (uint64_t b = first / block, done = 0; done < n;) {
+        uint64_t last = (first + n - 1) / block + 1, held = sizeof raw / bytes;
+        uint64_t m = last - b < held ? last - b : held;
+        tl_status status = ck_read_raw(ck, t, b * block, m * block, raw, err);
+        if (status != TL_OK) {
+            return status;
+        }
+        for (uint64_t i = 0; i < m; i++) {
+            uint64_t skip = first + done - (b + i) * block;
+            uint64_t take = n - done < block - skip ? n - done : block - skip;
+            gguf_dequantise(t->dtype, raw + i * bytes, values);
+            memcpy(out + done, values + skip, (size_t)take * sizeof values[0]);
+            done += take;
+        }
+        b += m;
+    }
+    return TL_OK;
+}
+
 /* Elements [first, first + n) of any float type, as float. 16-bit values are read into the upper
  * half of `out` and widened from the front: writing element i at 4i reaches 2n + 2i last. */
 TL_FN tl_status ck_read_f32(const ck_source *ck, const ck_tensor *t, uint64_t first, uint64_t n,
@@ -177,6 +216,9 @@ TL_FN tl_status ck_read_f32(const ck_source *ck, const ck_tensor *t, uint64_t fi
             out[i] = tl_f32_of_bits(tl_le32(bytes + 4 * i));
         }
         return status;
+    }
+    if (ck_types[t->dtype].block != 1) {
+        return ck_read_blocks(ck, t, first, n, out, err);
     }
     if (t->dtype != CK_F64) {
         status = ck_read_raw(ck, t, first, n, bytes + 2 * n, err);
@@ -662,6 +704,24 @@ TL_FN tl_status ck_safetensors_open(ck_source *ck, ck_file *f, tl_error *err)
     return status;
 }
 
+TL_FN tl_status ck_gguf_open(ck_source *ck, ck_file *f, tl_error *err)
+{
+    tl_status status = gguf_open(&f->gguf, &f->file, err);
+    for (size_t i = 0; status == TL_OK && i < f->gguf.tensor_count; i++) {
+        ck_tensor *t;
+        status = ck_new_tensor(ck, &t, err);
+        if (status == TL_OK) {
+            f->gguf.tensors[i].file = t->file;
+            f->gguf.tensors[i].record = t->record;
+            *t = f->gguf.tensors[i];
+        }
+    }
+    tl_free(f->gguf.tensors);
+    f->gguf.tensors = NULL;
+    f->gguf.tensor_count = 0;
+    return status;
+}
+
 /* Tells the formats apart by their first bytes. */
 TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
 {
@@ -671,8 +731,7 @@ TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
     } strangers[] = {
         {0, "version https://git-lfs",
          "a Git LFS pointer, allowed: the weights themselves (git lfs pull)"},
-        {0, "GGUF", "a GGUF file, allowed: safetensors or torch files"},
-        {0, "\x89HDF", "an HDF5 file, allowed: safetensors or torch files"},
+        {0, "\x89HDF", "an HDF5 file, allowed: safetensors, torch or GGUF files"},
         {257, "ustar",
          "a tar file of an early torch, allowed: a file re-saved with torch 1.6 or later"}};
     unsigned char head[264];
@@ -695,6 +754,11 @@ TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
     }
     if (n >= 4 && memcmp(head, "PK\003\004", 4) == 0) {
         f->kind = CK_TORCH_ZIP;
+    } else if (n >= 4 && memcmp(head, "GGUF", 4) == 0) {
+        f->kind = CK_GGUF;
+    } else if (ck_ends(f->file.path, ".gguf")) {
+        return tl_fail(err, TL_ERR_FORMAT, "%s: byte 0: found no GGUF file (%llu bytes), allowed: \"GGUF\" and "
+                       "what follows it", q.text, (unsigned long long)f->file.size);
     } else if (n >= 15 && memcmp(head, ck_legacy_magic, 15) == 0) {
         f->kind = CK_TORCH_LEGACY;
     } else if (torch) {
@@ -734,6 +798,8 @@ TL_FN tl_status ck_add_file(ck_source *ck, const char *path, tl_error *err)
         return ck_zip_open(ck, f, err);
     case CK_TORCH_LEGACY:
         return ck_legacy_open(ck, f, err);
+    case CK_GGUF:
+        return ck_gguf_open(ck, f, err);
     default:
         return ck_safetensors_open(ck, f, err);
     }
@@ -995,7 +1061,12 @@ TL_FN tl_status ck_open_any(const char *path, int with_config, ck_source **out, 
         if (status == TL_OK && ck->by_name == NULL) {
             status = ck_sort_names(ck, err);
         }
-        status = status == TL_OK && with_config ? ck_open_config(ck, err) : status;
+        if (status == TL_OK && with_config && ck_gguf(ck) != NULL) {
+            ck->config_path = tl_strndup(path, strlen(path), err);
+            status = ck->config_path == NULL ? TL_ERR_MEMORY : TL_OK;
+        } else if (status == TL_OK && with_config) {
+            status = ck_open_config(ck, err);
+        }
     }
     if (status != TL_OK) {
         ck_close(ck);

@@ -1,10 +1,10 @@
 /*  config.h: turns a checkpoint's configuration and tensor shapes into one neutral description.
  *
  *  Reads Mamba-1, FalconMamba and Mamba-2 in the key sets of Hugging Face, mamba_ssm and Mistral's
- *  params.json. Missing keys get the defaults of mamba_ssm; a bias or norm that no key mentions is
- *  there if its tensor is. Each relation between fields and tensor shapes is checked here, so that
- *  whoever takes the description can trust it; what contradicts it is refused by field or tensor,
- *  found and allowed.
+ *  params.json, and GGUF files (gguf_config.h). Missing keys get the defaults of mamba_ssm; a bias
+ *  or norm that no key mentions is there if its tensor is. Each relation between fields and tensor
+ *  shapes is checked here, so that whoever takes the description can trust it; what contradicts it
+ *  is refused by field or tensor, found and allowed.
  *
  *      ck_model model;
  *      if (ck_describe(ck, NULL, &model, &err) == TL_OK) {
@@ -26,7 +26,7 @@ typedef enum {
 } ck_arch;
 
 typedef enum {
-    CK_KEYS_HF, CK_KEYS_MAMBA_SSM, CK_KEYS_MISTRAL
+    CK_KEYS_HF, CK_KEYS_MAMBA_SSM, CK_KEYS_MISTRAL, CK_KEYS_GGUF
 } ck_keys;
 
 /* The tensors of one layer; NULL where the model has none. Shapes as in the file: (out, in),
@@ -84,6 +84,7 @@ typedef struct {
     int norm_before_gate;
     int D_has_hdim;
     int proj_bias, conv_bias;
+    int A_stored;                    /* the A_log tensors hold A = -exp(A_log) itself, as in GGUF */
     int tied;                        /* head == embedding */
     int64_t bos, eos;                /* -1 if not in the configuration; the first of several */
     ck_attention attention;
@@ -863,6 +864,8 @@ TL_FN tl_status cfg_tensors(cfg_reader *c)
     return c->err->status;
 }
 
+#include "gguf_config.h"
+
 /* Describes an opened checkpoint. `arch` forces the architecture ("mamba", "falcon-mamba",
  * "mamba2"; NULL: what the file says): some early copies of falcon-mamba call themselves mamba, and
  * no tensor tells. */
@@ -878,6 +881,14 @@ TL_FN tl_status ck_describe(const ck_source *ck, const char *arch, ck_model *m, 
     c.err = err;
     c.top = JSON_ROOT;
     c.attention = JSON_NONE;
+    if (ck_gguf(ck) != NULL) {
+        gg_describe(&c, arch);
+        tl_free(c.used);
+        if (err->status != TL_OK) {
+            ck_model_free(m);
+        }
+        return err->status;
+    }
     cfg_recognise(&c);
     if (err->status == TL_OK && arch != NULL) {
         m->arch = cfg_arch_named(name);

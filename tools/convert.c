@@ -7,6 +7,7 @@
 
 #include "checkpoint.h"
 #include "config.h"
+#include "gguf_vocab.h"
 #include "pack.h"
 #include "vocab.h"
 #include "writer.h"
@@ -21,12 +22,18 @@ static const char cv_help[] =
     "\n"
     "IN is a folder with config.json and model.safetensors (or shards with an index) or\n"
     "pytorch_model.bin, and tokenizer.json if there is one; or one such weight file beside its\n"
-    "config.json; or a folder of Mistral's (params.json, consolidated.safetensors).\n"
+    "config.json; or a folder of Mistral's (params.json, consolidated.safetensors); or a GGUF\n"
+    "file of architecture mamba or mamba2 with its own tokenizer (F32, F16, BF16, Q8_0, Q6_K,\n"
+    "Q5_0, Q5_1, Q5_K, Q4_0, Q4_1, Q4_K, Q3_K, Q2_K).\n"
     "\n"
     "  -o, --output FILE    where to write; an existing file is replaced only on success\n"
     "  --type T             f32, f16, bf16, q8 or q4 for the large matrices (default: as stored);\n"
-    "                       what the recurrence is sensitive to stays in float\n"
-    "  --tokenizer FILE     tokenizer.json to embed (default: the one beside the weights);\n"
+    "                       what the recurrence is sensitive to stays in float.\n"
+    "                       GGUF: quantized blocks become exact floats first, then q8 (Q8_0,\n"
+    "                       Q6_K, Q5_*) or q4 (Q4_*, Q3_K, Q2_K): rounded once more, to this\n"
+    "                       file's own blocks; --type q8 keeps what 4-bit blocks said, f32 all\n"
+    "  --tokenizer FILE     tokenizer.json to embed (default: the one beside the weights, or\n"
+    "                       inside the GGUF file);\n"
     "                       'bytes' = a plain byte vocabulary, 'none' = ids in, ids out\n"
     "  --arch NAME          override the architecture: mamba, falcon-mamba, mamba2\n"
     "                       (early copies of falcon-mamba call themselves mamba)\n"
@@ -90,7 +97,7 @@ static tl_status cv_conv(const wr_item *item, uint64_t row, float *out, tl_error
     return status;
 }
 
-/* A = -exp(A_log): (d[0] channels, d[1] states) to blocks of 16 channels, state by lane. */
+/* A = -exp(A_log), where d[2] says so: (d[0] channels, d[1] states) to blocks of 16 channels, state by lane. */
 static tl_status cv_A(const wr_item *item, uint64_t row, float *out, tl_error *err)
 {
     uint64_t channels = (uint64_t)item->d[0], d_state = (uint64_t)item->d[1];
@@ -101,7 +108,7 @@ static tl_status cv_A(const wr_item *item, uint64_t row, float *out, tl_error *e
         status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, c * d_state, d_state,
                              line, err);
         for (uint64_t n = 0; n < d_state; n++) {
-            out[(c / 16 * d_state + n) * 16 + c % 16] = (float)-exp((double)line[n]);
+            out[(c / 16 * d_state + n) * 16 + c % 16] = item->d[2] ? (float)-exp((double)line[n]) : line[n];
         }
     }
     tl_free(line);
@@ -329,6 +336,13 @@ static tl_status cv_attention_out(const wr_item *item, uint64_t row, float *out,
     return status;
 }
 
+/* A per head, as it is. */
+static tl_status cv_A2_stored(const wr_item *item, uint64_t row, float *out, tl_error *err)
+{
+    (void)row;
+    return ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, 0, item->t.cols, out, err);
+}
+
 /* A = -exp(A_log) per head. */
 static tl_status cv_A2(const wr_item *item, uint64_t row, float *out, tl_error *err)
 {
@@ -434,6 +448,7 @@ static void cv_mamba1(const cv_plan *p, const ck_model *m, const ck_layer *l, mb
     if (item != NULL) {
         item->d[0] = (int)m->d_inner;
         item->d[1] = (int)m->d_state;
+        item->d[2] = !m->A_stored;
         item->t.cols = 16;
         wr_segment(item, mbi_pad(m->d_inner, 16) / 16 * m->d_state);
     }
@@ -514,7 +529,7 @@ static void cv_mamba2(const cv_plan *p, const ck_model *m, const ck_layer *l, mb
         item->extra = l->in_proj_bias;
         item->first = dt_row;
     }
-    cv_vector2(p, m, "A", l->A_log, cv_A2, 1, m->n_heads);
+    cv_vector2(p, m, "A", l->A_log, m->A_stored ? cv_A2_stored : cv_A2, 1, m->n_heads);
     item = cv_vector2(p, m, "D", l->D, cv_channels2, 1, a.ssm);
     if (item != NULL) {
         item->first = m->D_has_hdim ? 1 : m->headdim;
@@ -629,6 +644,31 @@ static void cv_layers(cv_plan *p, const ck_model *m, mbi_layer_record *records)
     }
 }
 
+/* The type closest to the one that is stored. */
+static mamba_type cv_nearest(ck_dtype stored)
+{
+    switch (stored) {
+    case CK_BF16:
+        return MAMBA_BF16;
+    case CK_F16:
+        return MAMBA_F16;
+    case CK_Q8_0:
+    case CK_Q6_K:
+    case CK_Q5_0:
+    case CK_Q5_1:
+    case CK_Q5_K:
+        return MAMBA_Q8;
+    case CK_Q4_0:
+    case CK_Q4_1:
+    case CK_Q4_K:
+    case CK_Q3_K:
+    case CK_Q2_K:
+        return MAMBA_Q4;
+    default:
+        return MAMBA_F32;
+    }
+}
+
 /* Configuration, layers and tensors of the file to write. */
 static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m, const cv_options *o, tl_error *err)
 {
@@ -640,8 +680,7 @@ static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m,
     p.w = w;
     p.ck = ck;
     p.err = err;
-    p.type = o->type >= 0 ? (mamba_type)o->type
-                          : stored == CK_BF16 ? MAMBA_BF16 : stored == CK_F16 ? MAMBA_F16 : MAMBA_F32;
+    p.type = o->type >= 0 ? (mamba_type)o->type : cv_nearest(stored);
     p.sensitive = p.type < MAMBA_Q8 ? p.type : stored == CK_BF16 ? MAMBA_BF16 : MAMBA_F16;
     c->d_model = (uint32_t)m->d_model;
     c->n_layers = (uint32_t)(m->d_mlp != 0 ? 2 * m->n_layer : m->n_layer);
@@ -707,6 +746,13 @@ static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck
 {
     const char *path = o->tokenizer != NULL ? o->tokenizer : ck->tokenizer_path;
     voc_ids ids = {VOC_NONE, VOC_NONE, VOC_NONE};
+    int inside = path == NULL && ck_gguf(ck) != NULL
+              && gguf_find(ck_gguf(ck), "tokenizer.ggml.model") != NULL;
+    ids.bos = m->bos >= 0 ? (uint32_t)m->bos : VOC_NONE;
+    ids.eos = m->eos >= 0 ? (uint32_t)m->eos : VOC_NONE;
+    if (inside) {
+        return voc_read_gguf(ck_gguf(ck), &ck->files[0].file, ids, section, bytes, err);
+    }
     if (path == NULL) {
         fprintf(stderr, "mamba-convert: warning: no tokenizer.json beside the weights: the file will take and give "
                         "token ids, not text (add one with --tokenizer FILE)\n");
@@ -716,10 +762,9 @@ static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck
         return TL_OK;
     }
     if (strcmp(path, "bytes") == 0) {
+        ids.bos = ids.eos = VOC_NONE;
         return voc_bytes(ids, section, bytes, err);
     }
-    ids.bos = m->bos >= 0 ? (uint32_t)m->bos : VOC_NONE;
-    ids.eos = m->eos >= 0 ? (uint32_t)m->eos : VOC_NONE;
     return voc_read(path, ids, section, bytes, err);
 }
 

@@ -47,6 +47,7 @@ typedef struct {
     size_t n_added, n_added_raw;
     uint32_t (*merges)[3]; /* left, right, merged */
     size_t n_merges;
+    const char *tokens_field, *merges_field; /* where they were, for messages */
     uint32_t flags, split;
     int needs_all_bytes; /* there is an unknown token: with all 256 bytes it is never used */
 } voc_reader;
@@ -465,17 +466,11 @@ TL_FN tl_status voc_index(voc_reader *r)
 
 /* ---- merges ---- */
 
-/* The two halves of a merge. */
-TL_FN int voc_halves(const voc_reader *r, json_id m, json_text *left, json_text *right)
+/* "left right" at its only space. */
+TL_FN int voc_split(json_text whole, json_text *left, json_text *right)
 {
-    json_text whole = json_str(r->doc, m);
-    const char *space;
-    if (json_kind(r->doc, m) == JSON_ARRAY && json_count(r->doc, m) == 2) {
-        *left = json_str(r->doc, json_first(r->doc, m));
-        *right = json_str(r->doc, json_next(r->doc, json_first(r->doc, m)));
-        return left->ptr != NULL && right->ptr != NULL;
-    }
-    space = whole.ptr != NULL ? (const char *)memchr(whole.ptr, ' ', whole.len) : NULL;
+    const char *space =
+        whole.ptr != NULL ? (const char *)memchr(whole.ptr, ' ', whole.len) : NULL;
     if (space == NULL) {
         return 0;
     }
@@ -486,11 +481,56 @@ TL_FN int voc_halves(const voc_reader *r, json_id m, json_text *left, json_text 
     return memchr(right->ptr, ' ', right->len) == NULL;
 }
 
+/* The two halves of a merge. */
+TL_FN int voc_halves(const voc_reader *r, json_id m, json_text *left, json_text *right)
+{
+    if (json_kind(r->doc, m) == JSON_ARRAY && json_count(r->doc, m) == 2) {
+        *left = json_str(r->doc, json_first(r->doc, m));
+        *right = json_str(r->doc, json_next(r->doc, json_first(r->doc, m)));
+        return left->ptr != NULL && right->ptr != NULL;
+    }
+    return voc_split(json_str(r->doc, m), left, right);
+}
+
+/* Room for the two halves of a merge as one string. */
+typedef struct {
+    char *ptr;
+    size_t capacity;
+} voc_joined;
+
+/* Adds the merge of half[0] and half[1]; all three strings must be tokens. */
+TL_FN tl_status voc_merge(voc_reader *r, json_text half[3], voc_joined *joined)
+{
+    tl_quoted q;
+    half[2].len = half[0].len + half[1].len;
+    if (half[2].len >= joined->capacity) {
+        tl_free(joined->ptr);
+        joined->capacity = 2 * half[2].len + 64;
+        joined->ptr = (char *)tl_malloc(joined->capacity, 1, r->err);
+        if (joined->ptr == NULL) {
+            return TL_ERR_MEMORY;
+        }
+    }
+    memcpy(joined->ptr, half[0].ptr, half[0].len);
+    memcpy(joined->ptr + half[0].len, half[1].ptr, half[1].len);
+    half[2].ptr = joined->ptr;
+    for (int k = 0; k < 3; k++) {
+        size_t found = voc_find(r, half[k].ptr, half[k].len);
+        if (found == r->n_tokens) {
+            return tl_fail(r->err, TL_ERR_FORMAT, "%s: %s[%lu]: found \"%s\", allowed: strings of %s",
+                           r->name, r->merges_field, (unsigned long)r->n_merges,
+                           tl_quote(&q, half[k].ptr, half[k].len), r->tokens_field);
+        }
+        r->merges[r->n_merges][k] = r->tokens[found].id;
+    }
+    r->n_merges++;
+    return TL_OK;
+}
+
 TL_FN tl_status voc_merges(voc_reader *r, json_id list)
 {
     tl_status status = TL_OK;
-    char *joined = NULL;
-    size_t capacity = 0;
+    voc_joined joined = {NULL, 0};
     for (json_id m = json_first(r->doc, list); m != JSON_NONE && status == TL_OK;
          m = json_next(r->doc, m)) {
         json_text half[3], line = json_str(r->doc, m);
@@ -498,39 +538,16 @@ TL_FN tl_status voc_merges(voc_reader *r, json_id list)
         if (line.len >= 8 && memcmp(line.ptr, "#version", 8) == 0) {
             continue;                /* the first line of a merges.txt; it has no rank */
         }
-        if (!voc_halves(r, m, &half[0], &half[1])) {
+        if (voc_halves(r, m, &half[0], &half[1])) {
+            status = voc_merge(r, half, &joined);
+        } else {
             status = tl_fail(
                 r->err, TL_ERR_FORMAT,
                 "%s: model.merges[%lu]: found %s, allowed: \"left right\" or [\"left\", \"right\"]",
                 r->name, (unsigned long)r->n_merges, json_brief(&q, r->doc, m));
-            break;
         }
-        half[2].len = half[0].len + half[1].len;
-        if (half[2].len >= capacity) {
-            tl_free(joined);
-            capacity = 2 * half[2].len + 64;
-            joined = (char *)tl_malloc(capacity, 1, r->err);
-            if (joined == NULL) {
-                return TL_ERR_MEMORY;
-            }
-        }
-        memcpy(joined, half[0].ptr, half[0].len);
-        memcpy(joined + half[0].len, half[1].ptr, half[1].len);
-        half[2].ptr = joined;
-        for (int k = 0; k < 3; k++) {
-            size_t found = voc_find(r, half[k].ptr, half[k].len);
-            if (found == r->n_tokens) {
-                status = tl_fail(
-                    r->err, TL_ERR_FORMAT,
-                    "%s: model.merges[%lu]: found \"%s\", allowed: strings of model.vocab", r->name,
-                    (unsigned long)r->n_merges, tl_quote(&q, half[k].ptr, half[k].len));
-                break;
-            }
-            r->merges[r->n_merges][k] = r->tokens[found].id;
-        }
-        r->n_merges++;
     }
-    tl_free(joined);
+    tl_free(joined.ptr);
     return status;
 }
 
@@ -761,14 +778,42 @@ TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots,
     return TL_OK;
 }
 
+/* The section, with a table of merges as large as it must be. */
+TL_FN tl_status voc_finish(const voc_reader *r, voc_ids ids, unsigned char **section, size_t *bytes)
+{
+    uint64_t n_slots;
+    int retry = 1;
+    for (n_slots = r->n_merges != 0; n_slots < 2 * r->n_merges; n_slots *= 2) {
+    }
+    for (int tries = 0; retry && tries < 4 && n_slots <= MBI_TOK_MAX_SLOTS; tries++, n_slots *= 2) {
+        tl_status status = voc_write(r, ids, (uint32_t)n_slots, section, bytes, &retry);
+        if (status != TL_OK) {
+            return status;
+        }
+    }
+    if (retry) {
+        return tl_fail(r->err, TL_ERR_UNSUPPORTED,
+                       "%s: %s: found %lu that hash badly or are too many", r->name,
+                       r->merges_field, (unsigned long)r->n_merges);
+    }
+    return TL_OK;
+}
+
+TL_FN void voc_free(voc_reader *r)
+{
+    tl_free(r->tokens);
+    tl_free(r->sorted);
+    tl_free(r->by_id);
+    tl_free(r->added);
+    tl_free(r->merges);
+}
+
 TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, size_t *bytes)
 {
     json_id model = json_get(r->doc, JSON_ROOT, "model");
     json_id vocab = json_get(r->doc, model, "vocab"), merges = json_get(r->doc, model, "merges");
     json_id added = json_get(r->doc, JSON_ROOT, "added_tokens");
-    uint64_t n = (uint64_t)json_count(r->doc, vocab) + json_count(r->doc, added), n_slots = 0,
-             limit;
-    int retry = 1;
+    uint64_t n = (uint64_t)json_count(r->doc, vocab) + json_count(r->doc, added), limit;
     if (voc_options(r) != TL_OK) {
         return r->err->status;
     }
@@ -789,20 +834,7 @@ TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, s
         || voc_index(r) != TL_OK || voc_merges(r, merges) != TL_OK) {
         return r->err->status;
     }
-    for (n_slots = r->n_merges != 0; n_slots < 2 * r->n_merges; n_slots *= 2) {
-    }
-    for (int tries = 0; retry && tries < 4 && n_slots <= MBI_TOK_MAX_SLOTS; tries++, n_slots *= 2) {
-        tl_status status = voc_write(r, ids, (uint32_t)n_slots, section, bytes, &retry);
-        if (status != TL_OK) {
-            return status;
-        }
-    }
-    if (retry) {
-        return tl_fail(r->err, TL_ERR_UNSUPPORTED,
-                       "%s: model.merges: found %lu that hash badly or are too many", r->name,
-                       (unsigned long)r->n_merges);
-    }
-    return TL_OK;
+    return voc_finish(r, ids, section, bytes);
 }
 
 /* The section of a parsed tokenizer.json; `name` is for messages. */
@@ -820,12 +852,10 @@ TL_FN tl_status voc_convert(const json_doc *doc, const char *name, voc_ids ids,
     r.name = tl_quote(&q, name, strlen(name));
     r.doc = doc;
     r.err = &own;
+    r.tokens_field = "model.vocab";
+    r.merges_field = "model.merges";
     status = voc_build(&r, ids, section, bytes);
-    tl_free(r.tokens);
-    tl_free(r.sorted);
-    tl_free(r.by_id);
-    tl_free(r.added);
-    tl_free(r.merges);
+    voc_free(&r);
     if (status != TL_OK) {
         *bytes = 0;
         tl_fail(err, own.status, "%s", own.message);

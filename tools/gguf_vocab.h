@@ -1,0 +1,340 @@
+/*  gguf_vocab.h: the tokenizer of a GGUF file into the tokenizer section of a .mamba file.
+ *
+ *      status = voc_read_gguf(ck_gguf(ck), &ck->files[0].file, ids, &section, &bytes, &err);
+ *
+ *  Read are vocabularies of model "gpt2": byte-level BPE. tokenizer.ggml.pre names how text is cut
+ *  into words; the names whose cut is GPT-2's are taken, every other one is refused by name. Normal
+ *  tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and user-defined tokens (4)
+ *  are their own text, searched in the raw text; unused ones (5) are places that only fill the
+ *  embedding.
+ *
+ *  GGUF does not say whether text is brought to NFC first. This reader does so for the vocabularies
+ *  that were published with NFC: "mpt" and "olmo" (both of the GPT-NeoX family), and the vocabulary
+ *  of GPT-NeoX-20B itself, known by its tokens, whatever its file says: early files lack
+ *  tokenizer.ggml.pre or say "default" or "gpt-2".
+ */
+#ifndef TL_GGUF_VOCAB_H
+#define TL_GGUF_VOCAB_H
+
+#include "gguf.h"
+#include "vocab.h"
+
+#define VOC_GGUF_LIMIT ((uint64_t)64 << 20) /* bytes of all tokens, of all merges */
+#define VOC_CURE "; give the tokenizer.json with --tokenizer FILE, or --tokenizer none for ids only"
+
+enum {
+    VOC_NORMAL = 1,
+    VOC_UNKNOWN,
+    VOC_CONTROL,
+    VOC_USER,
+    VOC_UNUSED
+}; /* tokenizer.ggml.token_type */
+
+typedef struct {
+    voc_reader r;
+    const gguf_file *g;
+    const tl_file *file;
+    const gguf_value *tokens, *types, *merges;
+    char *token_text, *merge_text, *type_bytes; /* the arrays as in the file */
+    size_t token_bytes, merge_bytes;
+} voc_gguf;
+
+/* One of the arrays; NULL if absent and not required. */
+TL_FN const gguf_value *voc_gguf_array(const voc_gguf *v, const char *key, gguf_type type,
+                                       uint64_t count, int required)
+{
+    const gguf_value *a = gguf_find(v->g, key);
+    tl_quoted q;
+    char found[64], allowed[96];
+    if (a == NULL && !required) {
+        return NULL;
+    }
+    (void)snprintf(allowed, sizeof allowed, "an array of %s", gguf_types[type].name);
+    if (a == NULL || !a->is_array || a->type != type) {
+        gguf_value_fault(v->file, key, a, a != NULL ? gguf_kind(&q, a) : NULL, allowed, v->r.err);
+        return NULL;
+    }
+    if (count != UINT64_MAX && a->count != count) {
+        (void)snprintf(found, sizeof found, "%llu elements", (unsigned long long)a->count);
+        (void)snprintf(allowed, sizeof allowed, "one for each of the %llu tokens",
+                       (unsigned long long)count);
+        gguf_value_fault(v->file, key, a, found, allowed, v->r.err);
+        return NULL;
+    }
+    if (a->bytes > VOC_GGUF_LIMIT || a->count > MBI_TOK_MAX_IDS) {
+        (void)snprintf(found, sizeof found, "%llu elements in %llu bytes",
+                       (unsigned long long)a->count, (unsigned long long)a->bytes);
+        gguf_value_fault(v->file, key, a, found, "at most 2^24 in 64 MiB", v->r.err);
+        return NULL;
+    }
+    return a;
+}
+
+TL_FN char *voc_gguf_bytes(const voc_gguf *v, const gguf_value *a)
+{
+    char *text = (char *)tl_malloc(a->bytes, 1, v->r.err);
+    if (text != NULL
+        && tl_file_read(v->file, a->offset, text, (size_t)a->bytes, v->r.err) != TL_OK) {
+        tl_free(text);
+        text = NULL;
+    }
+    return text;
+}
+
+/* The string at *at of an array's bytes; a file that changed since it was checked ends in an error.
+ */
+TL_FN int voc_gguf_next(const voc_gguf *v, const char *text, size_t bytes, size_t *at,
+                        json_text *out)
+{
+    uint64_t length;
+    if (bytes - *at < 8) {
+        tl_fail(v->r.err, TL_ERR_IO, "%s: the file changed while being read", v->r.name);
+        return 0;
+    }
+    length = tl_le64((const unsigned char *)text + *at);
+    *at += 8;
+    if (length > bytes - *at) {
+        tl_fail(v->r.err, TL_ERR_IO, "%s: the file changed while being read", v->r.name);
+        return 0;
+    }
+    out->ptr = text + *at;
+    out->len = (size_t)length;
+    *at += (size_t)length;
+    return 1;
+}
+
+TL_FN tl_status voc_gguf_type_fault(const voc_gguf *v, uint64_t i, uint32_t type)
+{
+    char found[96];
+    (void)snprintf(found, sizeof found, "type %lu of token %llu", (unsigned long)type,
+                   (unsigned long long)i);
+    return gguf_value_fault(v->file, "tokenizer.ggml.token_type", v->types, found,
+                            "1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused", v->r.err);
+}
+
+/* All tokens that are in use, by rising id. */
+TL_FN tl_status voc_gguf_tokens(voc_gguf *v)
+{
+    voc_reader *r = &v->r;
+    size_t at = 0;
+    for (uint64_t i = 0; i < v->tokens->count; i++) {
+        json_text text;
+        uint32_t type = VOC_NORMAL;
+        voc_token *t = &r->tokens[r->n_tokens];
+        char found[96];
+        if (!voc_gguf_next(v, v->token_text, v->token_bytes, &at, &text)) {
+            return r->err->status;
+        }
+        if (v->types != NULL) {
+            type = tl_le32((const unsigned char *)v->type_bytes + 4 * i);
+        }
+        if (type < VOC_NORMAL || type > VOC_UNUSED) {
+            return voc_gguf_type_fault(v, i, type);
+        }
+        if (type == VOC_UNUSED) {
+            continue;
+        }
+        if (text.len == 0 || (type != VOC_NORMAL && text.len > MBI_TOK_MAX_ADDED_BYTES)) {
+            (void)snprintf(found, sizeof found, "token %llu of %llu bytes", (unsigned long long)i,
+                           (unsigned long long)text.len);
+            return gguf_value_fault(v->file, "tokenizer.ggml.tokens", v->tokens, found,
+                                    "1 byte or more, 1 to 1024 for special ones", r->err);
+        }
+        t->ptr = text.ptr;
+        t->len = (uint32_t)text.len;
+        t->id = (uint32_t)i;
+        if (type != VOC_NORMAL) {
+            r->added[2 * r->n_added] = (uint32_t)i;
+            r->added[2 * r->n_added + 1] = type == VOC_USER ? 0 : MBI_ADDED_SPECIAL;
+            t->added = (uint32_t)++r->n_added;
+        }
+        r->sorted[r->n_tokens] = (uint64_t)tl_hash(text.ptr, text.len) << 32 | r->n_tokens;
+        r->n_tokens++;
+        r->n_ids = (uint32_t)i + 1;
+    }
+    r->n_model = r->n_tokens;
+    r->n_added_raw = r->n_added;
+    return TL_OK;
+}
+
+/* Sorts the tokens; two of the same text would make the ids of that text a matter of chance. */
+TL_FN tl_status voc_gguf_sort(voc_gguf *v)
+{
+    voc_reader *r = &v->r;
+    uint64_t *spare = (uint64_t *)tl_malloc(r->n_tokens, sizeof *spare, r->err);
+    if (spare == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    tl_sort(r->sorted, spare, r->n_tokens, voc_order, r);
+    tl_free(spare);
+    for (size_t i = 1; i < r->n_tokens; i++) {
+        const voc_token *t = &r->tokens[(uint32_t)r->sorted[i]],
+                        *u = &r->tokens[(uint32_t)r->sorted[i - 1]];
+        if (tl_key_order(r->sorted[i - 1], r->sorted[i], voc_order, r) == 0) {
+            char found[200];
+            tl_quoted q;
+            (void)snprintf(found, sizeof found, "\"%s\" as token %lu and %lu",
+                           tl_quote(&q, t->ptr, t->len), (unsigned long)u->id,
+                           (unsigned long)t->id);
+            return gguf_value_fault(v->file, "tokenizer.ggml.tokens", v->tokens, found,
+                                    "each text once", r->err);
+        }
+    }
+    return TL_OK;
+}
+
+TL_FN tl_status voc_gguf_merges(voc_gguf *v)
+{
+    voc_joined joined = {NULL, 0};
+    tl_status status = TL_OK;
+    size_t at = 0;
+    for (uint64_t i = 0; i < v->merges->count && status == TL_OK; i++) {
+        json_text whole, half[3];
+        tl_quoted q;
+        if (!voc_gguf_next(v, v->merge_text, v->merge_bytes, &at, &whole)) {
+            status = v->r.err->status;
+        } else if (!voc_split(whole, &half[0], &half[1])) {
+            status = tl_fail(v->r.err, TL_ERR_FORMAT,
+                             "%s: %s[%llu]: found \"%s\", allowed: \"left right\"", v->r.name,
+                             v->r.merges_field, (unsigned long long)i,
+                             tl_quote(&q, whole.ptr, whole.len));
+        } else {
+            status = voc_merge(&v->r, half, &joined);
+        }
+    }
+    tl_free(joined.ptr);
+    return status;
+}
+
+/* Is this the vocabulary of GPT-NeoX-20B? By a hash over the texts of its ids 2 to 50253. */
+TL_FN int voc_gguf_is_neox(const voc_reader *r)
+{
+    uint32_t hash = 2166136261u;
+    if (r->n_tokens < 50254 || r->tokens[50253].id != 50253
+        || tl_compare(r->tokens[0].ptr, r->tokens[0].len, "<|endoftext|>", 13) != 0) {
+        return 0;
+    }
+    for (size_t i = 2; i < 50254; i++) {
+        for (uint32_t k = 0; k <= r->tokens[i].len; k++) { /* each text and a 0 */
+            unsigned char c = k < r->tokens[i].len ? (unsigned char)r->tokens[i].ptr[k] : 0;
+            hash = (hash ^ c) * 16777619u;
+        }
+    }
+    return hash == 0xb1bbaf52u;
+}
+
+/* How text is cut, and whether it is normalised. */
+TL_FN tl_status voc_gguf_pre(voc_gguf *v)
+{
+    static const struct {
+        const char *name;
+        int nfc;
+    } known[] = {{"gpt-2", 0},    {"phi-2", 0},          {"mpt", 1}, {"olmo", 1}, {"jais", 0},
+                 {"trillion", 0}, {"granite-docling", 0}};
+    const gguf_value *pre = gguf_find(v->g, "tokenizer.ggml.pre");
+    const gguf_value *space = gguf_find(v->g, "tokenizer.ggml.add_space_prefix");
+    int neox = voc_gguf_is_neox(&v->r), found = -1;
+    tl_error *err = v->r.err;
+    tl_quoted q;
+    v->r.split = MBI_TOK_SPLIT_GPT2;
+    if (space != NULL && (space->is_array || space->type != GGUF_BOOL || space->bits != 0)) {
+        return gguf_value_fault(v->file, "tokenizer.ggml.add_space_prefix", space,
+                                space->type == GGUF_BOOL ? "true" : gguf_kind(&q, space),
+                                "false" VOC_CURE, err);
+    }
+    for (size_t i = 0; i < sizeof known / sizeof known[0] && found < 0; i++) {
+        found = gguf_is(v->file, pre, known[i].name, err) ? (int)i : -1;
+    }
+    if (err->status != TL_OK) {
+        return err->status;
+    }
+    if (found < 0 && !(neox && (pre == NULL || gguf_is(v->file, pre, "default", err)))) {
+        gguf_value_fault(v->file, "tokenizer.ggml.pre", pre,
+                         pre != NULL ? gguf_brief(&q, v->file, pre, err) : NULL,
+                         "gpt-2, phi-2, mpt, olmo, jais, trillion, granite-docling" VOC_CURE, err);
+        err->status = err->status == TL_ERR_FORMAT ? TL_ERR_UNSUPPORTED : err->status;
+        return err->status;
+    }
+    v->r.flags = neox || known[found].nfc ? MBI_TOK_NFC : 0;
+    return TL_OK;
+}
+
+TL_FN tl_status voc_gguf_build(voc_gguf *v, voc_ids ids, unsigned char **section, size_t *bytes)
+{
+    voc_reader *r = &v->r;
+    const gguf_value *model = gguf_find(v->g, "tokenizer.ggml.model");
+    const gguf_value *scores;
+    tl_status status;
+    tl_quoted q;
+    if (!gguf_is(v->file, model, "gpt2", r->err)) {
+        gguf_value_fault(v->file, "tokenizer.ggml.model", model,
+                         model != NULL ? gguf_brief(&q, v->file, model, r->err) : NULL,
+                         "gpt2" VOC_CURE, r->err);
+        r->err->status = r->err->status == TL_ERR_FORMAT ? TL_ERR_UNSUPPORTED : r->err->status;
+        return r->err->status;
+    }
+    v->tokens = voc_gguf_array(v, "tokenizer.ggml.tokens", GGUF_STRING, UINT64_MAX, 1);
+    v->merges = v->tokens != NULL
+                    ? voc_gguf_array(v, "tokenizer.ggml.merges", GGUF_STRING, UINT64_MAX, 1)
+                    : NULL;
+    v->types = v->merges != NULL
+                   ? voc_gguf_array(v, "tokenizer.ggml.token_type", GGUF_I32, v->tokens->count, 0)
+                   : NULL;
+    scores = v->merges != NULL
+                 ? voc_gguf_array(v, "tokenizer.ggml.scores", GGUF_F32, v->tokens->count, 0)
+                 : NULL;
+    (void)scores; /* of no use for BPE; their number must be right all the same */
+    if (r->err->status != TL_OK) {
+        return r->err->status;
+    }
+    v->token_text = voc_gguf_bytes(v, v->tokens);
+    v->token_bytes = (size_t)v->tokens->bytes;
+    v->merge_text = voc_gguf_bytes(v, v->merges);
+    v->merge_bytes = (size_t)v->merges->bytes;
+    v->type_bytes = v->types != NULL ? voc_gguf_bytes(v, v->types) : NULL;
+    r->tokens = (voc_token *)tl_calloc(v->tokens->count, sizeof *r->tokens, r->err);
+    r->sorted = (uint64_t *)tl_malloc(v->tokens->count, sizeof *r->sorted, r->err);
+    r->added = (uint32_t *)tl_malloc(v->tokens->count, 2 * sizeof *r->added, r->err);
+    r->merges = (uint32_t(*)[3])tl_malloc(v->merges->count, sizeof *r->merges, r->err);
+    if (r->err->status != TL_OK) {
+        return r->err->status;
+    }
+    status = voc_gguf_tokens(v);
+    status = status == TL_OK ? voc_gguf_sort(v) : status;
+    status = status == TL_OK ? voc_gguf_pre(v) : status;
+    status = status == TL_OK ? voc_index(r) : status;
+    status = status == TL_OK ? voc_gguf_merges(v) : status;
+    return status == TL_OK ? voc_finish(r, ids, section, bytes) : status;
+}
+
+/* The section of a GGUF file's tokenizer, in new memory. */
+TL_FN tl_status voc_read_gguf(const gguf_file *g, const tl_file *file, voc_ids ids,
+                              unsigned char **section, size_t *bytes, tl_error *err)
+{
+    voc_gguf v;
+    tl_quoted q;
+    tl_error own;
+    tl_status status;
+    memset(&v, 0, sizeof v);
+    memset(&own, 0, sizeof own);
+    *section = NULL;
+    *bytes = 0;
+    v.r.name = tl_path(&q, file->path);
+    v.r.err = &own;
+    v.r.tokens_field = "tokenizer.ggml.tokens";
+    v.r.merges_field = "tokenizer.ggml.merges";
+    v.g = g;
+    v.file = file;
+    status = voc_gguf_build(&v, ids, section, bytes);
+    voc_free(&v.r);
+    tl_free(v.token_text);
+    tl_free(v.merge_text);
+    tl_free(v.type_bytes);
+    if (status != TL_OK) {
+        *bytes = 0;
+        tl_fail(err, own.status, "%s", own.message);
+    }
+    return status;
+}
+
+#endif /* TL_GGUF_VOCAB_H */
