@@ -707,18 +707,23 @@ TL_FN tl_status ck_safetensors_open(ck_source *ck, ck_file *f, tl_error *err)
 TL_FN tl_status ck_gguf_open(ck_source *ck, ck_file *f, tl_error *err)
 {
     tl_status status = gguf_open(&f->gguf, &f->file, err);
-    for (size_t i = 0; status == TL_OK && i < f->gguf.tensor_count; i++) {
-        ck_tensor *t;
-        status = ck_new_tensor(ck, &t, err);
-        if (status == TL_OK) {
-            f->gguf.tensors[i].file = t->file;
-            f->gguf.tensors[i].record = t->record;
-            *t = f->gguf.tensors[i];
-        }
+    tl_quoted q;
+    if (status == TL_OK && ck->tensor_count != 0) {
+        status = tl_fail(err, TL_ERR_UNSUPPORTED,
+                         "%s: found a GGUF file among shards, allowed: alone",
+                         tl_path(&q, f->file.path));
     }
-    tl_free(f->gguf.tensors);
-    f->gguf.tensors = NULL;
-    f->gguf.tensor_count = 0;
+    if (status == TL_OK) { /* the list is taken over */
+        tl_free(ck->tensors);
+        ck->tensors = f->gguf.tensors;
+        ck->tensor_count = ck->tensor_capacity = f->gguf.tensor_count;
+        f->gguf.tensors = NULL;
+        f->gguf.tensor_count = 0;
+    }
+    for (size_t i = 0; status == TL_OK && i < ck->tensor_count; i++) {
+        ck->tensors[i].file = (uint32_t)(ck->file_count - 1);
+        ck->tensors[i].record = CK_NO_RECORD;
+    }
     return status;
 }
 
@@ -757,8 +762,9 @@ TL_FN tl_status ck_recognise(ck_file *f, tl_error *err)
     } else if (n >= 4 && memcmp(head, "GGUF", 4) == 0) {
         f->kind = CK_GGUF;
     } else if (ck_ends(f->file.path, ".gguf")) {
-        return tl_fail(err, TL_ERR_FORMAT, "%s: byte 0: found no GGUF file (%llu bytes), allowed: \"GGUF\" and "
-                       "what follows it", q.text, (unsigned long long)f->file.size);
+        return tl_fail(err, TL_ERR_FORMAT,
+                       "%s: byte 0: found no GGUF file (%llu bytes), allowed: \"GGUF\" and what "
+                       "follows it", q.text, (unsigned long long)f->file.size);
     } else if (n >= 15 && memcmp(head, ck_legacy_magic, 15) == 0) {
         f->kind = CK_TORCH_LEGACY;
     } else if (torch) {

@@ -97,7 +97,8 @@ static tl_status cv_conv(const wr_item *item, uint64_t row, float *out, tl_error
     return status;
 }
 
-/* A = -exp(A_log), where d[2] says so: (d[0] channels, d[1] states) to blocks of 16 channels, state by lane. */
+/* A = -exp(A_log), or as it is where d[2] is 0: (d[0] channels, d[1] states) to blocks of 16 channels,
+ * state by lane. */
 static tl_status cv_A(const wr_item *item, uint64_t row, float *out, tl_error *err)
 {
     uint64_t channels = (uint64_t)item->d[0], d_state = (uint64_t)item->d[1];
@@ -108,7 +109,8 @@ static tl_status cv_A(const wr_item *item, uint64_t row, float *out, tl_error *e
         status = ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, c * d_state, d_state,
                              line, err);
         for (uint64_t n = 0; n < d_state; n++) {
-            out[(c / 16 * d_state + n) * 16 + c % 16] = item->d[2] ? (float)-exp((double)line[n]) : line[n];
+            float a = item->d[2] != 0 ? (float)-exp((double)line[n]) : line[n];
+            out[(c / 16 * d_state + n) * 16 + c % 16] = a;
         }
     }
     tl_free(line);
@@ -340,7 +342,8 @@ static tl_status cv_attention_out(const wr_item *item, uint64_t row, float *out,
 static tl_status cv_A2_stored(const wr_item *item, uint64_t row, float *out, tl_error *err)
 {
     (void)row;
-    return ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, 0, item->t.cols, out, err);
+    return ck_read_f32((const ck_source *)item->from, (const ck_tensor *)item->tensor, 0,
+                       item->t.cols, out, err);
 }
 
 /* A = -exp(A_log) per head. */

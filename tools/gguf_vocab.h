@@ -4,7 +4,7 @@
  *
  *  Read are vocabularies of model "gpt2": byte-level BPE. tokenizer.ggml.pre names how text is cut
  *  into words; the names whose cut is GPT-2's are taken, every other one is refused by name. Normal
- *  tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and user-defined tokens (4)
+ *  tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and user-defined (4) ones
  *  are their own text, searched in the raw text; unused ones (5) are places that only fill the
  *  embedding.
  *
