@@ -10,11 +10,14 @@ OPENMP := $(shell echo 'int main(void) { return 0; }' | $(CC) -fopenmp -x c -o /
 endif
 defines ?=
 RUN ?=
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
+MAKEFLAGS += -j$(JOBS)
 WARN = -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-qual -Wundef -Wvla -Wdouble-promotion \
        -Wstrict-prototypes -Wmissing-prototypes
 
 cc_name := $(notdir $(firstword $(CC)))
 B ?= build$(if $(filter-out cc-release,$(cc_name)-$(config)),/$(cc_name)-$(config))
+GOLDEN_B ?= $(B)
 flags_release =
 flags_debug = -O0
 flags_sanitize = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -32,7 +35,7 @@ SCRIPTS := $(wildcard tests/*.sh)
 GOLDEN := $(patsubst tests/golden/%/config.json,%,$(wildcard tests/golden/*/config.json))
 MODELS := $(if $(TOOLS),$(GOLDEN:%=$(B)/golden/%.mamba) $(B)/golden/mamba1-tales-bf16.mamba \
           $(B)/golden/mamba1-tales-q8.mamba)
-SUITES = $(TESTS:%=$(B)/tests/%) $(SCRIPTS)
+SUITES = $(SCRIPTS) $(TESTS:%=$(B)/tests/%)
 
 .PHONY: all run quick check sanitize compile fuzz format clean help
 .DELETE_ON_ERROR:
@@ -42,7 +45,7 @@ run: $(B)/mamba ## a story, told by the model in examples/
 	$(B)/mamba run -m examples/tales.mamba -p "Once upon a time" -n 250 -t 1 --seed 5 --echo --stats
 
 check: all $(TESTS:%=$(B)/tests/%) $(MODELS) ## every test, offline; the last line is the total
-	@B=$(B) CC="$(CC)" RUN="$(RUN)" sh tests/run $(SUITES)
+	@B=$(B) CC="$(CC)" RUN="$(RUN)" JOBS=$(JOBS) sh tests/run $(SUITES)
 
 sanitize: ## the suites under the address and undefined-behaviour sanitizers
 	$(MAKE) config=sanitize B=$(B)/sanitize SCRIPTS= check
@@ -98,7 +101,7 @@ $(B)/mamba-convert: tools/convert.c $(B)/libmamba.a Makefile
 
 $(TESTS:%=$(B)/tests/%): $(B)/tests/%: tests/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -Itests -Itools -DBUILD_DIR=\"$(B)\" $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
+	$(CC) $(FLAGS) -Itests -Itools -DBUILD_DIR=\"$(GOLDEN_B)\" $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
 
 # The golden checkpoints, converted: NAME.mamba as f32, NAME-bf16.mamba, NAME-q8.mamba.
 convert = @mkdir -p $(@D); echo "$(B)/mamba-convert $< -o $@ --type $(1)"; \

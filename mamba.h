@@ -8537,7 +8537,8 @@ static void mbi_sample_repeat(const mamba_sampler *s, float *logits, size_t n) {
  * ---------------------------------------------------------------------------------------------- */
 enum {
     MBI_OP_TOKENS = 32, /* a multiple of 16: see the flush of tiny states in mbi_scan_block */
-    MBI_OP_TILE = MBI_OP_TOKENS * MBI_LANES
+    MBI_OP_TILE = MBI_OP_TOKENS * MBI_LANES,
+    MBI_OP_TAPS = 8 * MBI_LANES /* d_conv <= 8 */
 };
 
 static const mbi_kernels *mbi_op_kernels(const mamba_target *target) {
@@ -8643,14 +8644,13 @@ static void mbi_op_transpose_back(const float *src, int lanes, int n, float *dst
 MAMBA_API void mamba_conv1d(const mamba_target *target, const float *x, const float *w,
                             const float *bias, int n_tokens, int channels, int d_conv, int silu,
                             float *state, float *y) {
-    enum { MAX_CONV = 8 };
     const mbi_kernels *k = mbi_op_kernels(target);
     size_t n = (size_t)channels;
     int c;
     int t;
     for (c = 0; c < channels; c += MBI_LANES) {
-        float taps[MAX_CONV * MBI_LANES];
-        float past[MAX_CONV * MBI_LANES] = {0};
+        float taps[MBI_OP_TAPS];
+        float past[MBI_OP_TAPS] = {0};
         float b[MBI_LANES] = {0};
         float tile[MBI_OP_TILE];
         int lanes = mbi_min_int(MBI_LANES, channels - c);
