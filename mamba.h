@@ -806,7 +806,9 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 /* ------------------------------------------------------------------------------------------------
  * @@base   Checked sizes, byte order, 16-bit floats, hash, errors, memory                (private)
  * ---------------------------------------------------------------------------------------------- */
-enum { MBI_LANES = 16 }; /* rows of a weight panel, channels of a block: fixed by the file format */
+/* Rows of a weight panel, channels of a block: fixed by the file format.  (A macro: C++20 warns of
+ * arithmetic between enumerations.) */
+#define MBI_LANES 16
 
 /* Checked arithmetic: 0 and *r untouched when the true result does not fit. */
 static int mbi_mul_ok(uint64_t a, uint64_t b, uint64_t *r) {
@@ -3137,7 +3139,7 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
     size_t step_bytes = w->type == MAMBA_Q8 ? 544 : w->type == MAMBA_Q4 ? 288 : 1024;
     int first;
     if (!direct) {
-        group = s->super == s->steps ? 2 : (MBI_GEMM_SCRATCH - EXPANDED) / (tiles * 1024) / 2 * 2;
+        group = s->super == s->steps ? 2 : (MBI_GEMM_SCRATCH - (int)EXPANDED) / (tiles * 1024) / 2 * 2;
     }
     for (first = p0; first < p1; first += group) {
         int last = mbi_min_int(first + group, p1);
@@ -4251,6 +4253,14 @@ struct mbi_binder {
 
 static const mbi_layer_ops *mbi_layer_ops_of(uint32_t kind);
 
+static int mbi_all_zero(const void *data, size_t n) {
+    const unsigned char *p = (const unsigned char *)data;
+    size_t i;
+    for (i = 0; i < n && p[i] == 0; i++) {
+    }
+    return i == n;
+}
+
 static mamba_status mbi_check_header(mamba_model *m, mamba_error *err) {
     const unsigned char *p = m->bytes.data;
     uint64_t file_bytes;
@@ -4289,6 +4299,9 @@ static mamba_status mbi_check_header(mamba_model *m, mamba_error *err) {
                               "start of the data must be a multiple of 4096 within the file",
                               "meta_bytes", 24, mbi_clamp_i64(m->meta_bytes), MBI_DATA_ALIGN,
                               mbi_clamp_i64(file_bytes));
+    }
+    if (!mbi_all_zero(p + 52, 12)) {
+        return mbi_fail(err, MAMBA_ERR_FORMAT, "reserved bytes must be zero", "header", 52);
     }
     m->fingerprint = mbi_load_u64(p + 32);
     m->data_hash = mbi_load_u64(p + 40);
@@ -4413,6 +4426,11 @@ static mamba_status mbi_check_config(mamba_model *m, mamba_error *err) {
         return mbi_fail(err, MAMBA_ERR_FORMAT, "eps and factors must be positive and finite",
                         "config", s->offset + 24);
     }
+    if (!mbi_all_zero(c->reserved0, sizeof c->reserved0) ||
+        !mbi_all_zero(c->reserved1, sizeof c->reserved1)) {
+        return mbi_fail(err, MAMBA_ERR_FORMAT, "reserved bytes must be zero", "config",
+                        s->offset + 52);
+    }
     if (mbi_name_length(c->architecture, 32) < 0 || c->architecture[31] != 0) {
         return mbi_fail(err, MAMBA_ERR_FORMAT, "architecture name is empty or not NUL-padded",
                         "config", s->offset + 64);
@@ -4462,6 +4480,9 @@ static mamba_status mbi_check_tensor(const mbi_tensor *t, const mbi_tensor *befo
     if (sum != t->rows) {
         return mbi_fail_value(err, MAMBA_ERR_FORMAT, "segments must add up to the rows", name,
                               at + 84, mbi_clamp_i64(sum), t->rows, t->rows);
+    }
+    if (!mbi_all_zero(t->reserved, sizeof t->reserved)) {
+        return mbi_fail(err, MAMBA_ERR_FORMAT, "reserved bytes must be zero", name, at + 136);
     }
     bytes = mbi_tensor_bytes(t);
     if (bytes == 0 || bytes != t->bytes) {
@@ -4660,6 +4681,10 @@ static mamba_status mbi_bind_layers(mbi_binder *b) {
             return mbi_fail_value(b->err, MAMBA_ERR_UNSUPPORTED,
                                   "kind of layer not known to this build", "layers", at,
                                   record.kind, MAMBA_LAYER_MAMBA1, MAMBA_LAYER_MLP);
+        }
+        if (record.reserved != 0) {
+            return mbi_fail(b->err, MAMBA_ERR_FORMAT, "reserved bytes must be zero", "layers",
+                            at + 12);
         }
         if (!mbi_positive(record.norm_eps)) {
             return mbi_fail(b->err, MAMBA_ERR_FORMAT, "eps of the norm must be positive",

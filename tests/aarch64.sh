@@ -14,7 +14,7 @@ for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
 done
 D=$B/aarch64
 passed=0 failed=0 skipped=0
-make -s CC=aarch64-linux-gnu-gcc OPENMP= B="$D" GOLDEN_B="$B" "$D/tests/ops" "$D/tests/model" > "$D.log" 2>&1 || {
+MAKEFLAGS= make -s CC=aarch64-linux-gnu-gcc OPENMP= B="$D" GOLDEN_B="$B" "$D/tests/ops" "$D/tests/model" > "$D.log" 2>&1 || {
     cat "$D.log"
     echo "aarch64: 0 passed, 1 failed, 0 skipped"
     exit 1
@@ -24,7 +24,7 @@ grep -A5 warning "$D.log" && failed=1
 suite() {
     name=$1
     shift
-    timeout 250 qemu-aarch64 -L /usr/aarch64-linux-gnu "$D/tests/$name" "$@" > "$D.log" 2>&1
+    timeout 500 qemu-aarch64 -L /usr/aarch64-linux-gnu "$D/tests/$name" "$@" > "$D.log" 2>&1
     line=$(tail -n 1 "$D.log" | sed -n 's/^.*: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p')
     sed '$d' "$D.log"
     read -r p f s << EOF

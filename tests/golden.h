@@ -26,14 +26,14 @@ typedef struct {
     size_t shape[4];
 } golden_tensor;
 
-static void golden_die(const char *path, const char *what)
+static inline void golden_die(const char *path, const char *what)
 {
     printf("%s: %s\n", path, what);
     exit(2);
 }
 
 /* All bytes of a file, followed by a NUL that is not counted. */
-static char *golden_read(const char *path, size_t *bytes)
+static inline char *golden_read(const char *path, size_t *bytes)
 {
     FILE *f = fopen(path, "rb");
     char *data = NULL;
@@ -53,7 +53,7 @@ static char *golden_read(const char *path, size_t *bytes)
     return data;
 }
 
-static golden golden_open(const char *path)
+static inline golden golden_open(const char *path)
 {
     golden g;
     uint64_t n;
@@ -71,14 +71,14 @@ static golden golden_open(const char *path)
     return g;
 }
 
-static void golden_close(golden *g)
+static inline void golden_close(golden *g)
 {
     free(g->data);
     memset(g, 0, sizeof *g);
 }
 
 /* The numbers of [a,b,c] behind key in the JSON text at p. */
-static int golden_list(const char *p, const char *key, size_t out[4])
+static inline int golden_list(const char *p, const char *key, size_t out[4])
 {
     int n = 0;
     p = strstr(p, key);
@@ -92,7 +92,7 @@ static int golden_list(const char *p, const char *key, size_t out[4])
 }
 
 /* Tensor of 4-byte elements (F32 or I32). */
-static golden_tensor golden_get(const golden *g, const char *name)
+static inline golden_tensor golden_get(const golden *g, const char *name)
 {
     golden_tensor t;
     char key[80];
