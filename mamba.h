@@ -5965,8 +5965,10 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.conv_state = state;
     j.h = state + (size_t)(m->d_conv - 1) * (size_t)(m->width + 2 * m->n_bc);
 
+    MAMBA_PROFILE("norm, in_proj");
     j.u = mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps);
     mbi_linear(ctx, &m->in_proj, j.u, m->in_bias, 0, ctx->scratch);
+    MAMBA_PROFILE("conv, dt, scan");
     if (m->dt_in.type != m->in_proj.type) {
         j.u = mbi_prepare(ctx, m->dt_in.type, ctx->u, m->dt_in.cols);
     }
@@ -5979,6 +5981,7 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     }
     mbi_mamba2_scan(&j);
 
+    MAMBA_PROFILE("gate, out_proj");
     memset(&gate, 0, sizeof gate);
     gate.type = m->out_proj.type;
     gate.n = m->out_proj.cols;
@@ -6024,6 +6027,7 @@ static void mbi_mlp_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     const mbi_mlp *m = &l->u.mlp;
     mbi_gate_job gate;
     (void)state;
+    MAMBA_PROFILE("mlp");
     mbi_linear(ctx, &m->fc1, mbi_norm_prepare(ctx, m->fc1.type, l->norm, l->norm_eps), NULL, 0,
                ctx->scratch);
     memset(&gate, 0, sizeof gate);
@@ -6258,6 +6262,7 @@ static void mbi_attention_forward(mbi_ctx *ctx, const mbi_layer *l, float *state
     j.cache = state + mbi_attention_fixed(l);
     j.per_token = mbi_attention_per_token(l);
 
+    MAMBA_PROFILE("attention");
     mbi_linear(ctx, &m->in_proj, mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps),
                m->in_bias, 0, ctx->scratch);
     mbi_attention_angles(m, ctx->position, ctx->n_tokens, rotary);

@@ -1,14 +1,16 @@
-/*  bench.h: `mamba bench`: this machine's limits, then prefill and decode as rates and as shares of
- * them.
+/*  bench.h: `mamba bench`: this machine's limits, then prefill and decode as rates and as shares.
  *
  *  Every figure is the median of some repetitions with its spread (largest - smallest) / median.
- * Shares: decode   bytes of weights read for a token * tokens/s  /  streaming read bandwidth at as
- * many threads prefill  2 * weights of the matrix products * tokens/s  /  the fastest arithmetic
- * this machine has for the weight type at as many threads (f32: FMA; 16 bits: AMX bf16; 8 and 4
- * bits: AMX int8; without AMX the dot-product instructions of AVX-512, without those FMA).  Scan,
- * convolution and norms are not counted as work, so that the share says how much of the machine the
- * whole model reaches. A model smaller than the last-level cache can decode above the bandwidth of
- * its memory.
+ *  share_of_limit compares each repetition with the limit measured right before it (the speed of a
+ *  shared machine moves from second to second), and is the median of that:
+ *    decode   bytes of weights read for a token * tokens/s  /  streaming read bandwidth
+ *    prefill  2 * weights of the matrix products * tokens/s  /  peak of the arithmetic that the
+ *             target uses for the weight type: AMX bf16 for 16-, 8- and 4-bit weights on "amx",
+ *             int8 dot products for 8- and 4-bit weights on "avx512vnni", else float32 FMA.  Scan,
+ *             convolution and norms do not count as work: the share says how much of the machine
+ *             the whole model reaches.
+ *  Limits are measured with as many threads as the model uses.  A model smaller than the last-level
+ *  cache can decode above the bandwidth of memory.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -40,8 +42,9 @@ typedef struct {
     synthetic_model image;
     int threads_list[BENCH_MAX_LIST], prefill_list[BENCH_MAX_LIST];
     int n_threads, n_prefill;
-    bench_figure limits[BENCH_MAX_LIST][LIMIT_COUNT]; /* by place in threads_list */
-    double decode_bytes, prefill_ops;                 /* for one token */
+    unsigned char *buffer;            /* for the read bandwidth; NULL = no limits */
+    long rounds[LIMIT_COUNT];         /* of a measurement; 0 = this machine has no such limit */
+    double decode_bytes, prefill_ops; /* for one token */
     int32_t *tokens;
     float *logits;
 } bench_job;
@@ -103,8 +106,7 @@ static void bench_print_string(const char *text) {
     (void)putchar('"');
 }
 
-/* ---- limits
- * -------------------------------------------------------------------------------------------- */
+/* ---- limits ---------------------------------------------------------------------------------- */
 
 static void bench_print_limit(const bench_job *j, int which, int threads, bench_figure f) {
     double value = f.median * bench_limit_names[which].scale;
@@ -122,6 +124,12 @@ static void bench_print_limit(const bench_job *j, int which, int threads, bench_
     }
 }
 
+/* One measurement of a limit. */
+static double bench_limit_once(const bench_job *j, int which, int threads) {
+    return limits_once(limits_find(which), j->buffer, (size_t)j->limit_mib << 20, j->rounds[which],
+                       threads);
+}
+
 static int bench_limits(bench_job *j) {
     size_t bytes = (size_t)j->limit_mib << 20;
     void *buffer = NULL;
@@ -134,44 +142,40 @@ static int bench_limits(bench_job *j) {
         return cli_fail(CLI_FAILED, "out of memory: %lld MiB for the bandwidth; use --limit-mib N",
                         (long long)j->limit_mib);
     }
-    memset(buffer, 1, bytes + 8192);
+    memset(buffer, 1, bytes + 8192); /* the loops prefetch up to 8 KiB behind the end */
+    j->buffer = (unsigned char *)buffer;
     for (which = 0; which < LIMIT_COUNT; which++) {
         limits_fn f = limits_find(which);
-        long rounds = f == NULL || which == LIMIT_READ ? 0 : limits_rounds(f);
-        for (t = 0; t < j->n_threads && f != NULL && !cli_stop; t++) {
+        if (f == NULL) {
+            continue;
+        }
+        j->rounds[which] = which == LIMIT_READ ? 1 : limits_rounds(f);
+        for (t = 0; t < j->n_threads && !cli_stop; t++) {
             double values[BENCH_MAX_REPS];
             int r;
             for (r = 0; r < (int)j->reps; r++) {
-                values[r] = limits_once(f, (const unsigned char *)buffer, bytes, rounds,
-                                        j->threads_list[t]);
+                values[r] = bench_limit_once(j, which, j->threads_list[t]);
             }
-            j->limits[t][which] = bench_summary(values, (int)j->reps);
-            bench_print_limit(j, which, j->threads_list[t], j->limits[t][which]);
+            bench_print_limit(j, which, j->threads_list[t], bench_summary(values, (int)j->reps));
             (void)fflush(stdout);
         }
     }
-    free(buffer);
     return CLI_OK;
 }
 
-/* The limit of prefill for the model's weight type. */
-static int bench_prefill_limit(const bench_job *j, int t) {
+/* The limit of prefill for the target in use and the model's weight type. */
+static int bench_prefill_limit(const bench_job *j) {
     const char *type = j->m.info.weight_type;
-    if (strcmp(type, "f32") != 0) {
-        int amx = type[0] == 'q' ? LIMIT_AMX_INT8 : LIMIT_AMX_BF16;
-        int dot = type[0] == 'q' ? LIMIT_INT8 : LIMIT_BF16;
-        if (j->limits[t][amx].n > 0) {
-            return amx;
-        }
-        if (j->limits[t][dot].n > 0) {
-            return dot;
-        }
+    if (strcmp(j->m.info.target, "amx") == 0 && strcmp(type, "f32") != 0) {
+        return LIMIT_AMX_BF16;
+    }
+    if (strcmp(j->m.info.target, "avx512vnni") == 0 && type[0] == 'q') {
+        return LIMIT_INT8;
     }
     return LIMIT_F32;
 }
 
-/* ---- the model
- * ----------------------------------------------------------------------------------------- */
+/* ---- the model ------------------------------------------------------------------------------- */
 
 static int bench_type(const char *name, mamba_type *type) {
     static const char names[][5] = {"f32", "f16", "bf16", "q8", "q4"};
@@ -292,12 +296,9 @@ static int bench_decode_once(const bench_job *j, mamba_state *state, int n, doub
     return code;
 }
 
+/* share: of the limit `which`; its n is 0 when limits are off. */
 static void bench_print_rate(const bench_job *j, const char *test, int t, int tokens,
-                             bench_figure f) {
-    int which = strcmp(test, "decode") == 0 ? LIMIT_READ : bench_prefill_limit(j, t);
-    double work = which == LIMIT_READ ? j->decode_bytes : j->prefill_ops;
-    double limit = j->limits[t][which].n > 0 ? j->limits[t][which].median : 0.0;
-    double share = limit > 0.0 ? work * f.median / limit : 0.0;
+                             bench_figure f, int which, bench_figure share) {
     if (j->json) {
         (void)printf("{\"test\":\"%s\",\"model\":", test);
         bench_print_string(j->name);
@@ -306,8 +307,8 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
             "\"spread\":%.4f,\"reps\":%d,",
             j->m.info.weight_type, j->m.info.target, j->threads_list[t], tokens, f.median, f.spread,
             f.n);
-        if (limit > 0.0) {
-            (void)printf("\"share_of_limit\":%.4f,\"limit\":\"%s %s\"}\n", share,
+        if (share.n > 0) {
+            (void)printf("\"share_of_limit\":%.4f,\"limit\":\"%s %s\"}\n", share.median,
                          bench_limit_names[which].name, bench_limit_names[which].type);
         } else {
             (void)printf("\"share_of_limit\":null,\"limit\":null}\n");
@@ -316,8 +317,8 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
         (void)printf("%-9s %-15.15s %-5s %7d %8d %11.1f %-8s %5.1f %%", test, j->name,
                      j->m.info.weight_type, j->threads_list[t], tokens, f.median, "tok/s",
                      100.0 * f.spread);
-        if (limit > 0.0) {
-            (void)printf("  %5.1f %% of %s%s%s", 100.0 * share, bench_limit_names[which].name,
+        if (share.n > 0) {
+            (void)printf("  %5.1f %% of %s%s%s", 100.0 * share.median, bench_limit_names[which].name,
                          bench_limit_names[which].type[0] ? " " : "",
                          bench_limit_names[which].type);
         }
@@ -326,12 +327,17 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
     (void)fflush(stdout);
 }
 
-/* One row: warm up once, then repeat until `reps` or the time is used. */
+/* One row: warm up once, then repeat until `reps` or the time is used, each time right behind a
+ * measurement of the limit. */
 static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
     int decode = strcmp(test, "decode") == 0;
+    int which = decode ? LIMIT_READ : bench_prefill_limit(j);
+    double work = decode ? j->decode_bytes : j->prefill_ops;
     mamba_state *state = NULL;
-    double values[BENCH_MAX_REPS];
-    double began;
+    double rates[BENCH_MAX_REPS];
+    double shares[BENCH_MAX_REPS];
+    bench_figure share = {0.0, 0.0, 0};
+    double began = cli_seconds();
     double seconds;
     int n = 0;
     int code = bench_state(j, j->threads_list[t], &state);
@@ -339,22 +345,26 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
         code = decode ? bench_decode_once(j, state, tokens < 8 ? tokens : 8, &seconds)
                       : bench_prefill_once(j, state, tokens < 128 ? tokens : 128, &seconds);
     }
-    began = cli_seconds();
     while (code == CLI_OK && n < (int)j->reps && !cli_stop &&
            (n == 0 || cli_seconds() - began < j->seconds)) {
+        double limit = j->buffer ? bench_limit_once(j, which, j->threads_list[t]) : 0.0;
         code = decode ? bench_decode_once(j, state, tokens, &seconds)
                       : bench_prefill_once(j, state, tokens, &seconds);
-        values[n++] = (double)tokens / seconds;
+        rates[n] = (double)tokens / seconds;
+        shares[n] = limit > 0.0 ? work * rates[n] / limit : 0.0;
+        n++;
     }
     mamba_state_free(state);
     if (code == CLI_OK && n > 0) {
-        bench_print_rate(j, test, t, tokens, bench_summary(values, n));
+        if (j->buffer) {
+            share = bench_summary(shares, n);
+        }
+        bench_print_rate(j, test, t, tokens, bench_summary(rates, n), which, share);
     }
     return code;
 }
 
-/* ---- where the time goes
- * ------------------------------------------------------------------------------- */
+/* ---- where the time goes --------------------------------------------------------------------- */
 
 static void bench_print_profile(const bench_job *j, const char *test, int threads) {
     double total = 0.0;
@@ -404,8 +414,7 @@ static int bench_profile(bench_job *j, int t) {
     return code;
 }
 
-/* ---- a long stream
- * ------------------------------------------------------------------------------------- */
+/* ---- a long stream --------------------------------------------------------------------------- */
 
 /* Bytes of memory in use, 0 where the system does not say. */
 static uint64_t bench_resident(void) {
@@ -484,8 +493,7 @@ static int bench_length(bench_job *j, int threads) {
     return code;
 }
 
-/* ---- the command
- * --------------------------------------------------------------------------------------- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static void bench_print_machine(const bench_job *j) {
     cli_text t = {NULL, 0, 0};
@@ -621,6 +629,7 @@ static int bench_go(bench_job *j) {
     }
     mamba_close(j->m.model);
     synthetic_free(&j->image);
+    free(j->buffer);
     free(j->tokens);
     free(j->logits);
     return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;
@@ -638,7 +647,7 @@ static int cmd_bench(int argc, char **argv) {
     cli_option options[] = {
         {"model", 'm', CLI_TEXT, &j.m.path, 0, 0, "FILE", "the .mamba file to measure", 0},
         {"synthetic", 0, CLI_TEXT, &j.synthetic, 0, 0, "NAME",
-         "or generated weights in a published geometry: 130m,\n370m, 790m, 1.4b, 2.8b (or tiny)",
+         "or generated weights in a published geometry: 130m,\n370m, 790m, 1.4b, 2.8b, mamba2-130m, -370m, -780m,\n-1.3b, -2.7b (or tiny, mamba2-tiny)",
          0},
         {"type", 0, CLI_TEXT, &j.type, 0, 0, "T",
          "of --synthetic: f32, f16, bf16, q8, q4 (default: q8)", 0},

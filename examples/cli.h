@@ -36,8 +36,7 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 #define CLI_PRINTF(f, a)
 #endif
 
-/* ---- messages
- * ------------------------------------------------------------------------------------------ */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 /* Room for a piece of the user's text inside a message. */
 typedef struct {
@@ -77,8 +76,7 @@ static int cli_fail(int code, const char *format, ...) {
     return code;
 }
 
-/* ---- interrupts and the clock
- * -------------------------------------------------------------------------- */
+/* ---- interrupts and the clock ---------------------------------------------------------------- */
 
 static volatile sig_atomic_t cli_stop; /* 1 after the first Ctrl-C; the second one kills */
 
@@ -110,8 +108,7 @@ static double cli_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- numbers
- * ------------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 /* All of text as decimal digits; 0 if it is anything else or does not fit. */
 static int cli_read_u64(const char *text, size_t n, uint64_t *value) {
@@ -182,8 +179,7 @@ static int cli_read_double(const char *text, size_t n, double *value) {
     return v <= 1.7976931348623157e308;
 }
 
-/* ---- options
- * ------------------------------------------------------------------------------------------- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 typedef enum { CLI_FLAG, CLI_INT, CLI_SEED, CLI_FLOAT, CLI_TEXT, CLI_ANY_TEXT } cli_kind;
 
@@ -360,8 +356,7 @@ static int cli_parse(const cli_page *page, int argc, char **argv, int max_rest, 
     return -1;
 }
 
-/* ---- reading
- * ------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 typedef struct {
     char *bytes;
@@ -455,8 +450,7 @@ static int cli_read_file(const char *path, cli_text *t) {
     return code;
 }
 
-/* ---- lists of token ids
- * -------------------------------------------------------------------------------- */
+/* ---- lists of token ids ---------------------------------------------------------------------- */
 
 typedef struct {
     int32_t *ids;
@@ -539,8 +533,7 @@ static int cli_ids_argument(cli_ids *list, const char *text, int64_t limit) {
     return cli_ids_parse(list, text, strlen(text), limit, "--tokens");
 }
 
-/* ---- writing
- * ------------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* After the last output: 0, or a failure if anything could not be written.  A reader that went away
  * (`| head`) is not worth a message, but it is no success either. */
@@ -702,8 +695,7 @@ static int cli_output_close(cli_output *o, int code) {
     return code;
 }
 
-/* ---- progress
- * ------------------------------------------------------------------------------------------ */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 /* A bar on standard error, only when that is a terminal and the work has taken half a second. */
 typedef struct {

@@ -13,8 +13,7 @@
 #define MAMBA_IMPLEMENTATION
 #include "../mamba.h"
 
-/* ---- the model
- * ----------------------------------------------------------------------------------------- */
+/* ---- the model ------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *path, *target;
@@ -188,9 +187,7 @@ static int cli_feed(mamba_state *state, const cli_ids *list, size_t n, float *lo
     return at < n ? CLI_INTERRUPTED : CLI_OK;
 }
 
-/* ---- run
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- run ------------------------------------------------------------------------------------- */
 
 /* A generation: what the options say and what it needs while it runs. */
 typedef struct {
@@ -605,8 +602,7 @@ static int cmd_run(int argc, char **argv) {
     return code >= 0 ? code : run_go(&j, &page);
 }
 
-/* ---- score
- * --------------------------------------------------------------------------------------------- */
+/* ---- score ----------------------------------------------------------------------------------- */
 
 /* A stream of token ids out of a file of text or of ids, in constant memory. */
 typedef struct {
@@ -857,8 +853,7 @@ static int cmd_score(int argc, char **argv) {
     return code >= 0 ? code : score_go(&j, &page);
 }
 
-/* ---- logits
- * -------------------------------------------------------------------------------------------- */
+/* ---- logits ---------------------------------------------------------------------------------- */
 
 typedef struct {
     cli_model m;
@@ -967,8 +962,7 @@ static int cmd_logits(int argc, char **argv) {
     return code >= 0 ? code : logits_go(&j, &page);
 }
 
-/* ---- tokenize, detokenize
- * ------------------------------------------------------------------------------ */
+/* ---- tokenize, detokenize -------------------------------------------------------------------- */
 
 static int cmd_tokenize(int argc, char **argv) {
     cli_model m = {NULL, NULL, 1, 0, NULL, {0}};
@@ -1083,8 +1077,7 @@ static int cmd_detokenize(int argc, char **argv) {
     return code;
 }
 
-/* ---- info
- * ---------------------------------------------------------------------------------------------- */
+/* ---- info ------------------------------------------------------------------------------------ */
 
 static void info_print_targets(const char *used) {
     int i;
@@ -1273,8 +1266,7 @@ static int cmd_info(int argc, char **argv) {
 
 #include "bench.h"
 
-/* ---- the program
- * --------------------------------------------------------------------------------------- */
+/* ---- the program ----------------------------------------------------------------------------- */
 
 static const char cli_usage[] =
     "mamba " MAMBA_VERSION_TEXT ": run Mamba models on the CPU\n"

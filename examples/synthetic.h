@@ -23,11 +23,17 @@ static const synthetic_geometry synthetic_list[] = {
     {"790m", MAMBA_LAYER_MAMBA1, 1536, 48, 50280, 16},
     {"1.4b", MAMBA_LAYER_MAMBA1, 2048, 48, 50280, 16},
     {"2.8b", MAMBA_LAYER_MAMBA1, 2560, 64, 50280, 16},
+    {"mamba2-tiny", MAMBA_LAYER_MAMBA2, 96, 3, 500, 32},
+    {"mamba2-130m", MAMBA_LAYER_MAMBA2, 768, 24, 50288, 128},
+    {"mamba2-370m", MAMBA_LAYER_MAMBA2, 1024, 48, 50288, 128},
+    {"mamba2-780m", MAMBA_LAYER_MAMBA2, 1536, 48, 50288, 128},
+    {"mamba2-1.3b", MAMBA_LAYER_MAMBA2, 2048, 48, 50288, 128},
+    {"mamba2-2.7b", MAMBA_LAYER_MAMBA2, 2560, 64, 50288, 128},
 };
 enum { SYNTHETIC_COUNT = sizeof synthetic_list / sizeof synthetic_list[0] };
 
 /* How the numbers of a tensor are drawn. */
-typedef enum { SYN_UNIFORM, SYN_ONE, SYN_A, SYN_DT_BIAS } synthetic_fill;
+typedef enum { SYN_UNIFORM, SYN_ONE, SYN_A, SYN_A_HEAD, SYN_DT_BIAS } synthetic_fill;
 
 typedef struct {
     mbi_tensor t;
@@ -67,16 +73,15 @@ static void synthetic_vector(synthetic_model *s, int layer, const char *what, in
     t->t.n_segments = 1;
 }
 
-/* A matrix of up to three segments of rows. */
+/* A matrix whose rows are up to four segments; 0 ends them. */
 static void synthetic_matrix(synthetic_model *s, int layer, const char *what, mamba_type type,
-                             int cols, int r0, int r1, int r2, double amplitude) {
+                             int cols, const int rows[4], double amplitude) {
     synthetic_tensor *t = synthetic_add(s, layer, what, SYN_UNIFORM, amplitude);
-    const int rows[3] = {r0, r1, r2};
     int i;
     t->t.type = (uint32_t)type;
     t->t.layout = MBI_LAYOUT_PANELS;
     t->t.cols = (uint32_t)cols;
-    for (i = 0; i < 3 && rows[i] > 0; i++) {
+    for (i = 0; i < 4 && rows[i] > 0; i++) {
         t->t.segments[t->t.n_segments++] = (uint32_t)rows[i];
         t->t.rows += (uint32_t)rows[i];
     }
@@ -91,17 +96,54 @@ static void synthetic_mamba1(synthetic_model *s, const synthetic_geometry *g, in
     record->u[1] = (uint32_t)g->d_state;
     record->u[2] = 4;
     record->u[3] = (uint32_t)rank;
-    synthetic_matrix(s, layer, "in_proj", type, g->d_model, inner, inner, 0,
-                     sqrt(3.0 / (double)g->d_model));
-    synthetic_matrix(s, layer, "x_proj", type, inner, rank, g->d_state, g->d_state, fan);
-    synthetic_matrix(s, layer, "dt_proj", sensitive, rank, inner, 0, 0, 0.1 / sqrt((double)rank));
-    synthetic_matrix(s, layer, "out_proj", type, inner, g->d_model, 0, 0,
-                     fan / sqrt((double)g->n_layers));
+    {
+        const int in_rows[4] = {inner, inner, 0, 0};
+        const int x_rows[4] = {rank, g->d_state, g->d_state, 0};
+        const int dt_rows[4] = {inner, 0, 0, 0};
+        const int out_rows[4] = {g->d_model, 0, 0, 0};
+        synthetic_matrix(s, layer, "in_proj", type, g->d_model, in_rows, sqrt(3.0 / g->d_model));
+        synthetic_matrix(s, layer, "x_proj", type, inner, x_rows, fan);
+        synthetic_matrix(s, layer, "dt_proj", sensitive, rank, dt_rows, 0.1 / sqrt(rank));
+        synthetic_matrix(s, layer, "out_proj", type, inner, out_rows, fan / sqrt(g->n_layers));
+    }
     synthetic_vector(s, layer, "norm", 1, g->d_model, SYN_ONE, 1);
     synthetic_vector(s, layer, "conv_w", 4, inner, SYN_UNIFORM, 0.5);
     synthetic_vector(s, layer, "conv_b", 1, inner, SYN_UNIFORM, 0.1);
     synthetic_vector(s, layer, "dt_bias", 1, inner, SYN_DT_BIAS, 1);
     synthetic_vector(s, layer, "A", (inner + 15) / 16 * g->d_state, 16, SYN_A, g->d_state);
+    synthetic_vector(s, layer, "D", 1, inner, SYN_ONE, 1);
+}
+
+static void synthetic_mamba2(synthetic_model *s, const synthetic_geometry *g, int layer,
+                             mamba_type type, mamba_type sensitive, mbi_layer_record *record) {
+    int inner = 2 * g->d_model;
+    int heads = inner / 64;
+    int channels = inner + 2 * g->d_state;
+    const int in_rows[4] = {inner, inner, g->d_state, g->d_state}; /* z, x, B, C */
+    const int dt_rows[4] = {heads, 0, 0, 0};
+    const int out_rows[4] = {g->d_model, 0, 0, 0};
+    const uint32_t parameters[10] = {(uint32_t)inner,
+                                     (uint32_t)g->d_state,
+                                     4,
+                                     (uint32_t)heads,
+                                     64,
+                                     1,
+                                     0,
+                                     mbi_f32_bits(1e-5f),
+                                     mbi_f32_bits(0.0f),
+                                     mbi_f32_bits(1e30f)};
+    memcpy(record->u, parameters, sizeof parameters);
+    record->flags = 1; /* gated norm */
+    synthetic_matrix(s, layer, "in_proj", type, g->d_model, in_rows, sqrt(3.0 / g->d_model));
+    synthetic_matrix(s, layer, "dt_in", sensitive, g->d_model, dt_rows, 0.1 / sqrt(g->d_model));
+    synthetic_matrix(s, layer, "out_proj", type, inner, out_rows,
+                     sqrt(3.0 / inner) / sqrt(g->n_layers));
+    synthetic_vector(s, layer, "norm", 1, g->d_model, SYN_ONE, 1);
+    synthetic_vector(s, layer, "gated_norm", 1, inner, SYN_ONE, 1);
+    synthetic_vector(s, layer, "conv_w", 4, channels, SYN_UNIFORM, 0.5);
+    synthetic_vector(s, layer, "conv_b", 1, channels, SYN_UNIFORM, 0.1);
+    synthetic_vector(s, layer, "dt_bias", 1, heads, SYN_DT_BIAS, 1);
+    synthetic_vector(s, layer, "A", 1, heads, SYN_A_HEAD, 1);
     synthetic_vector(s, layer, "D", 1, inner, SYN_ONE, 1);
 }
 
@@ -141,6 +183,8 @@ static void synthetic_fill_vector(const synthetic_tensor *s, unsigned char *at, 
                 v = s->amplitude * synthetic_float(&seed);
             } else if (s->fill == SYN_A) { /* rows are [block of 16 channels][state] */
                 v = -(float)(r % (uint64_t)s->amplitude + 1);
+            } else if (s->fill == SYN_A_HEAD) {
+                v = -8.5f - 7.5f * synthetic_float(&seed);
             } else if (s->fill == SYN_DT_BIAS) { /* softplus(v) is log-uniform in 0.001 .. 0.1 */
                 double dt =
                     exp(-6.907755 + 4.605170 * (0.5 + 0.5 * (double)synthetic_float(&seed)));
@@ -286,6 +330,7 @@ static int synthetic_layout(synthetic_model *s, const mbi_config_record *config,
 static int synthetic_build(synthetic_model *s, const synthetic_geometry *g, mamba_type type,
                            int with_hash) {
     mamba_type sensitive = type < MAMBA_Q8 ? type : MAMBA_F16; /* as mamba-convert does */
+    const int vocab_rows[4] = {g->n_vocab, 0, 0, 0};
     mbi_config_record config;
     mbi_layer_record *layers = (mbi_layer_record *)calloc((size_t)g->n_layers, sizeof *layers);
     int code;
@@ -306,13 +351,17 @@ static int synthetic_build(synthetic_model *s, const synthetic_geometry *g, mamb
     config.norm_eps = 1e-5f;
     config.embedding_scale = config.residual_scale = config.logit_scale = 1.0f;
     config.bos = config.eos = config.pad = -1;
-    memcpy(config.architecture, "mamba", 5);
-    synthetic_matrix(s, -1, "embedding", type, g->d_model, g->n_vocab, 0, 0, 0.035);
+    memcpy(config.architecture, g->kind == MAMBA_LAYER_MAMBA2 ? "mamba2" : "mamba", 6);
+    synthetic_matrix(s, -1, "embedding", type, g->d_model, vocab_rows, 0.035);
     synthetic_vector(s, -1, "norm_f", 1, g->d_model, SYN_ONE, 1);
     for (i = 0; i < g->n_layers; i++) {
         layers[i].kind = (uint32_t)g->kind;
         layers[i].norm_eps = 1e-5f;
-        synthetic_mamba1(s, g, i, type, sensitive, &layers[i]);
+        if (g->kind == MAMBA_LAYER_MAMBA2) {
+            synthetic_mamba2(s, g, i, type, sensitive, &layers[i]);
+        } else {
+            synthetic_mamba1(s, g, i, type, sensitive, &layers[i]);
+        }
     }
     code = synthetic_layout(s, &config, layers, with_hash);
     free(layers);

@@ -325,8 +325,9 @@ expect 1 "no tokenizer" run -m "$D/tiny.mamba" -p x
 expect 1 "no tokenizer" tokenize -m "$D/tiny.mamba" -p x
 expect 1 "no tokenizer" detokenize -m "$D/tiny.mamba" 1
 expect 1 "the prompt is empty" run -m "$D/tiny.mamba" --tokens , -n 1
-for type in f32 f16 bf16 q4; do
-    expect 0 "" bench --synthetic tiny --type $type --write "$D/tiny.mamba" --limit-mib 0 --reps 1 --prefill 8 \
+for type in f32 f16 bf16 q4 q8; do
+    [ $type = q8 ] && kind=mamba2-tiny || kind=tiny
+    expect 0 "" bench --synthetic $kind --type $type --write "$D/tiny.mamba" --limit-mib 0 --reps 1 --prefill 8 \
         --decode 2
     expect 0 "" info "$D/tiny.mamba" --check
 done
