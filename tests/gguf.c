@@ -1317,12 +1317,12 @@ static void check_bytes(const char *id, buf *b, tl_status want, const char *piec
     if (status != want || (want != TL_OK && strstr(err.message, piece) == NULL)) {
         printf("case %s: status %d \"%s\"\n      wanted %d \"%s\"\n", id, (int)status, err.message,
                (int)want, piece);
-        CHECK(!"this case");
+        test_fail(__FILE__, __LINE__, "this case");
     }
     if (hook.blocks != 0 || hook.peak > 5 * b->n + (1 << 20)) {
         printf("case %s: %ld blocks left, at most %lu bytes of heap for %lu of file\n", id,
                hook.blocks, (unsigned long)hook.peak, (unsigned long)b->n);
-        CHECK(!"heap");
+        test_fail(__FILE__, __LINE__, "heap");
     }
     buf_free(b);
 }
@@ -1529,6 +1529,61 @@ TEST(many_names)
     check_bytes("G14 tensors", &b, TL_OK, "");
 }
 
+/* A tensor of 4.4 GB that is a hole, and one behind it. */
+TEST(beyond_4_gib)
+{
+    gt_file f;
+    buf b = {NULL, 0, 0};
+    ck_source *ck = NULL;
+    tl_error err;
+    uint64_t large = (uint64_t)2100 << 21;
+    float x[64];
+    int fd;
+    memset(&f, 0, sizeof f);
+    memset(&err, 0, sizeof err);
+    if (sizeof(off_t) < 8) {
+        SKIP("no large files here");
+    }
+    memcpy(f.t[0].name, "y", 2);
+    f.t[0].n_dims = 1;
+    f.t[0].ne[0] = f.t[0].count = 64;
+    f.t[0].values = (float *)malloc(64 * sizeof(float));
+    for (int i = 0; i < 64; i++) {
+        f.t[0].values[i] = (float)(i - 20);
+    }
+    gt_encode(&f.t[0], CK_Q8_0);
+    head(&b, 3, 2, 0);
+    info(&b, "x", 2, (uint64_t)1 << 20, 2100, gt_number(CK_BF16), 0);
+    info(&b, "y", 1, 64, 0, gt_number(CK_Q8_0), large);
+    gt_pad(&b, 32);
+    CHECK(save(scratch("l.gguf"), b.bytes, b.n));
+    fd = open(scratch("l.gguf"), O_WRONLY);
+    if (fd < 0
+        || pwrite(fd, f.t[0].data, f.t[0].bytes, (off_t)(b.n + large)) != (ssize_t)f.t[0].bytes) {
+        close(fd);
+        unlink(scratch("l.gguf"));
+        gt_free(&f);
+        buf_free(&b);
+        SKIP("the file system takes no sparse file of 4.4 GB");
+    }
+    close(fd);
+    CHECK_INT(ck_open_weights(scratch("l.gguf"), &ck, &err), TL_OK);
+    if (ck != NULL) {
+        CHECK_INT(ck_read_f32(ck, ck_find(ck, "y"), 0, 64, x, &err), TL_OK);
+        CHECK(memcmp(x, f.t[0].values, sizeof x) == 0);
+        CHECK_INT(ck_read_f32(ck, ck_find(ck, "x"), (large >> 1) - 64, 64, x, &err), TL_OK);
+        CHECK(x[0] == 0.0f && x[63] == 0.0f);
+        ck_close(ck);
+    }
+    CHECK(truncate(scratch("l.gguf"), (off_t)(b.n + large + 67)) == 0);
+    CHECK_INT(ck_open_weights(scratch("l.gguf"), &ck, &err), TL_ERR_FORMAT);
+    CHECK_CONTAINS(err.message, "tensor \"y\": found 68 bytes of data, allowed: the 67");
+    CHECK_INT(hook.blocks, 0);
+    gt_free(&f);
+    buf_free(&b);
+    unlink(scratch("l.gguf"));
+}
+
 /* ---- well-formed files that contradict themselves ----------------------------------------------
  */
 
@@ -1542,7 +1597,7 @@ static void patch(buf *b, const char *find, size_t skip, const void *bytes, size
             return;
         }
     }
-    CHECK(!"the text to patch");
+    test_fail(__FILE__, __LINE__, "the text to patch");
 }
 
 static void patch_u32(buf *b, const char *find, uint32_t value)
@@ -1571,7 +1626,7 @@ static void check_model(const char *id, buf *b, tl_status want, const char *piec
     if (status != want || (want != TL_OK && strstr(err.message, piece) == NULL)) {
         printf("case %s: status %d \"%s\"\n      wanted %d \"%s\"\n", id, (int)status, err.message,
                (int)want, piece);
-        CHECK(!"this case");
+        test_fail(__FILE__, __LINE__, "this case");
     }
     CHECK_INT(hook.blocks, 0);
     buf_free(b);
@@ -1723,7 +1778,7 @@ static void check_small(const char *id, const small *s, tl_status want, const ch
     if (status != want || (want != TL_OK && strstr(err.message, piece) == NULL)) {
         printf("case %s: status %d \"%s\"\n      wanted %d \"%s\"\n", id, (int)status, err.message,
                (int)want, piece);
-        CHECK(!"this case");
+        test_fail(__FILE__, __LINE__, "this case");
     }
     tl_free(section);
     CHECK_INT(hook.blocks, 0);
@@ -1881,20 +1936,20 @@ TEST(every_byte)
     for (size_t i = 0; i < meta * 3; i++) {
         unsigned char changed = b.bytes[i / 3] ^ flips[i % 3];
         if (fseek(f, (long)(i / 3), SEEK_SET) != 0 || fwrite(&changed, 1, 1, f) != 1) {
-            CHECK(!"writing");
+            test_fail(__FILE__, __LINE__, "writing");
         }
         hook.peak = hook.bytes;
         if (read_all(scratch("b.gguf"), &err) != TL_OK && err.message[0] == 0) {
-            CHECK(!"a message");
+            test_fail(__FILE__, __LINE__, "a message");
         }
         if (hook.blocks != 0 || hook.peak > 5 * b.n + (1 << 20)) {
             printf("byte %lu ^ %02x: %ld blocks left, %lu bytes of heap\n", (unsigned long)(i / 3),
                    flips[i % 3], hook.blocks, (unsigned long)hook.peak);
-            CHECK(!"heap");
+            test_fail(__FILE__, __LINE__, "heap");
             break;
         }
         if (fseek(f, (long)(i / 3), SEEK_SET) != 0 || fwrite(&b.bytes[i / 3], 1, 1, f) != 1) {
-            CHECK(!"writing");
+            test_fail(__FILE__, __LINE__, "writing");
         }
     }
     fclose(f);
@@ -1924,7 +1979,7 @@ TEST(every_allocation)
             if (status != TL_ERR_MEMORY || hook.blocks != 0) {
                 printf("allocation %ld: status %d \"%s\", %ld blocks left\n", k, (int)status,
                        err.message, hook.blocks);
-                CHECK(!"this allocation");
+                test_fail(__FILE__, __LINE__, "this allocation");
                 break;
             }
         }
@@ -1953,6 +2008,7 @@ TEST_MAIN("gguf")
     RUN(malformed_keys);
     RUN(malformed_tensors);
     RUN(many_names);
+    RUN(beyond_4_gib);
     RUN(models_refused);
     RUN(vocabularies_refused);
     RUN(every_prefix);

@@ -17,6 +17,8 @@
 
 #include "checkpoint.h"
 
+#include <math.h>
+
 #define CK_SUPPORTED                                                           \
     "mamba (MambaForCausalLM), falcon_mamba (FalconMambaForCausalLM), mamba2 " \
     "(Mamba2ForCausalLM), mamba_ssm files of Mamba1 and Mamba2, Mistral's Codestral-Mamba"
