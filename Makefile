@@ -29,7 +29,7 @@ LIBS = $(OPENMP) -pthread $(flags_$(config)) -lm
 
 TALES := $(wildcard examples/tales.mamba)
 EXAMPLES := $(filter-out $(if $(TALES),,embed),$(patsubst examples/%.c,%,$(wildcard examples/*.c)))
-TOOLS := $(if $(wildcard tools/convert.c),mamba-convert)
+TOOLS := $(if $(wildcard tools/convert.c),mamba-convert) $(if $(wildcard tools/quantize.c),mamba-quantize)
 TESTS := $(patsubst tests/%.c,%,$(wildcard tests/*.c))
 SCRIPTS := $(wildcard tests/*.sh)
 GOLDEN := $(patsubst tests/golden/%/config.json,%,$(wildcard tests/golden/*/config.json))
@@ -37,7 +37,7 @@ MODELS := $(if $(TOOLS),$(GOLDEN:%=$(B)/golden/%.mamba) $(B)/golden/mamba1-tales
           $(B)/golden/mamba1-tales-q8.mamba)
 SUITES = $(SCRIPTS) $(TESTS:%=$(B)/tests/%)
 
-.PHONY: all run quick check sanitize compile fuzz format clean help
+.PHONY: all run quick check sanitize compile accuracy fuzz format clean help
 .DELETE_ON_ERROR:
 all: $(EXAMPLES:%=$(B)/%) $(TOOLS:%=$(B)/%) ## build the examples and the converter (the default)
 
@@ -59,6 +59,15 @@ quick: ## the header compiles without a warning as C99 and C++11 (seconds)
 	$(CC) -std=c99 -O1 $(WARN) -Werror -I. -c $(B)/quick.c -o $(B)/quick.o
 	@if command -v $(CXX) > /dev/null; then set -x; $(CXX) -x c++ -std=c++11 -Wall -Wextra -Werror -I. \
 	    -fsyntax-only $(B)/quick.c; fi
+
+# Where the trained checkpoints and the text that they have not seen lie.
+CHECKPOINTS ?= ../shared/checkpoints
+accuracy: $(B)/mamba-accuracy $(B)/mamba-convert ## what the weight types cost, in perplexity (minutes)
+	@mkdir -p $(B)/accuracy
+	@for m in mamba1-tales mamba2-tales; do for t in f32 bf16 q8 q4; do \
+	    $(B)/mamba-convert -q $(CHECKPOINTS)/$$m -o $(B)/accuracy/$$m-$$t.mamba --type $$t || exit 1; done; \
+	    echo; echo "$$m, tales-unseen.txt"; cd $(B)/accuracy; ../mamba-accuracy $$m-f32.mamba \
+	    $(abspath $(CHECKPOINTS))/tales-unseen.txt $$m-bf16.mamba $$m-q8.mamba $$m-q4.mamba || exit 1; cd $(CURDIR); done
 
 format: ## rewrite the C files in the project's style
 	clang-format -i mamba.h tools/*.[ch] examples/*.c tests/*.[ch]
@@ -95,7 +104,7 @@ $(B)/tales.inc: $(TALES) $(B)/bin2c
 $(B)/embed: $(B)/tales.inc
 $(B)/embed: private FLAGS += -I$(B)
 
-$(B)/mamba-convert: tools/convert.c $(B)/libmamba.a Makefile
+$(B)/mamba-convert $(B)/mamba-quantize $(B)/mamba-accuracy: $(B)/mamba-%: tools/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
 	$(CC) $(FLAGS) $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
 

@@ -9,11 +9,9 @@
 #include "config.h"
 #include "gguf_vocab.h"
 #include "pack.h"
+#include "program.h"
 #include "vocab.h"
 #include "writer.h"
-
-#include <signal.h>
-#include <time.h>
 
 static const char cv_help[] =
     "Usage: mamba-convert IN -o OUT.mamba [options]\n"
@@ -28,7 +26,8 @@ static const char cv_help[] =
     "\n"
     "  -o, --output FILE    where to write; an existing file is replaced only on success\n"
     "  --type T             f32, f16, bf16, q8 or q4 for the large matrices (default: as stored);\n"
-    "                       what the recurrence is sensitive to stays in float.\n"
+    "                       what the recurrence is sensitive to stays in float; q4 gives some\n"
+    "                       matrices of the first layers 8 bits, 4.7 on average at most.\n"
     "                       GGUF: quantized blocks become exact floats first, then q8 (Q8_0,\n"
     "                       Q6_K, Q5_*) or q4 (Q4_*, Q3_K, Q2_K): rounded once more, to this\n"
     "                       file's own blocks; --type q8 keeps what 4-bit blocks said, f32 all\n"
@@ -48,14 +47,6 @@ typedef struct {
     int type;   /* mamba_type or -1 = as stored */
     int quiet;
 } cv_options;
-
-static volatile sig_atomic_t cv_stop;
-
-static void cv_on_signal(int number)
-{
-    (void)number;
-    cv_stop = 1;
-}
 
 /* ---- where the floats come from --------------------------------------------------------------------------- */
 
@@ -714,23 +705,6 @@ static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m,
 
 /* ---- the program ------------------------------------------------------------------------------------------ */
 
-static int cv_progress(void *user, uint64_t done, uint64_t total)
-{
-    static time_t last;   /* this tool's own, one thread */
-    time_t now = time(NULL);
-    const cv_options *o = (const cv_options *)user;
-    if (!o->quiet && now != last && isatty(2)) {
-        int percent = (int)(100.0 * (double)done / (double)total);
-        last = now;
-        fprintf(stderr, "\r[%-50.*s] %3d %%", percent / 2, "##################################################",
-                percent);
-        if (done == total) {
-            fprintf(stderr, "\n");
-        }
-    }
-    return cv_stop;
-}
-
 /* Ids of the finished tokenizer section limit what may be sampled, and must have rows. */
 static tl_status cv_vocabulary(wr_file *w, const ck_model *m, const unsigned char *section, tl_error *err)
 {
@@ -774,19 +748,11 @@ static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck
 /* The output must not be one of the inputs. */
 static tl_status cv_check_output(const char *out, const ck_source *ck, tl_error *err)
 {
-    struct stat a, b;
-    if (stat(out, &a) != 0) {
-        return TL_OK;
+    tl_status status = TL_OK;
+    for (size_t i = 0; i < ck->file_count && status == TL_OK; i++) {
+        status = pr_check_output(out, ck->files[i].file.path, err);
     }
-    if (S_ISDIR(a.st_mode)) {
-        return tl_fail(err, TL_ERR_USAGE, "%s: is a folder; -o takes a file name", out);
-    }
-    for (size_t i = 0; i < ck->file_count; i++) {
-        if (stat(ck->files[i].file.path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino) {
-            return tl_fail(err, TL_ERR_USAGE, "%s: is the input; choose another output", out);
-        }
-    }
-    return TL_OK;
+    return status;
 }
 
 static tl_status cv_convert(const cv_options *o, tl_error *err)
@@ -799,8 +765,8 @@ static tl_status cv_convert(const cv_options *o, tl_error *err)
     tl_status status;
     memset(&m, 0, sizeof m);
     memset(&w, 0, sizeof w);
-    w.progress = cv_progress;
-    w.progress_user = (void *)(uintptr_t)o;
+    w.progress = pr_progress;
+    w.progress_user = (void *)(uintptr_t)&o->quiet;
     status = ck_open(o->in, &ck, err);
     if (status == TL_OK) {
         status = cv_check_output(o->out, ck, err);
@@ -834,37 +800,6 @@ static tl_status cv_convert(const cv_options *o, tl_error *err)
     return status;
 }
 
-static int cv_usage(const char *what, const char *value)
-{
-    fprintf(stderr, "mamba-convert: %s%s%s (try mamba-convert --help)\n", what, value != NULL ? ": " : "",
-            value != NULL ? value : "");
-    return 2;
-}
-
-/* Value of `--name value` or `--name=value`; NULL when argv[*i] is another option. "" means missing. */
-static const char *cv_value(int argc, char **argv, int *i, const char *name)
-{
-    size_t n = strlen(name);
-    if (strncmp(argv[*i], name, n) == 0 && argv[*i][n] == '=') {
-        return argv[*i] + n + 1;
-    }
-    if (strcmp(argv[*i], name) != 0) {
-        return NULL;
-    }
-    return *i + 1 < argc ? argv[++*i] : "";
-}
-
-static int cv_type(const char *name)
-{
-    static const char *const types[] = {"f32", "f16", "bf16", "q8", "q4"};
-    for (int i = 0; i < 5; i++) {
-        if (strcmp(name, types[i]) == 0) {
-            return i;
-        }
-    }
-    return -1;
-}
-
 int main(int argc, char **argv)
 {
     cv_options o;
@@ -877,7 +812,7 @@ int main(int argc, char **argv)
         const char *v;
         if (plain || argv[i][0] != '-' || argv[i][1] == 0) {
             if (o.in != NULL) {
-                return cv_usage("one input only, found a second", argv[i]);
+                return pr_usage("mamba-convert", "one input only, found a second", argv[i]);
             }
             o.in = argv[i];
         } else if (strcmp(argv[i], "--") == 0) {
@@ -887,32 +822,31 @@ int main(int argc, char **argv)
             return fflush(stdout) == 0 ? 0 : 1;
         } else if (strcmp(argv[i], "-q") == 0 || strcmp(argv[i], "--quiet") == 0) {
             o.quiet = 1;
-        } else if ((v = cv_value(argc, argv, &i, "-o")) != NULL || (v = cv_value(argc, argv, &i, "--output")) != NULL) {
+        } else if ((v = pr_value(argc, argv, &i, "-o")) != NULL || (v = pr_value(argc, argv, &i, "--output")) != NULL) {
             o.out = v;
-        } else if ((v = cv_value(argc, argv, &i, "--tokenizer")) != NULL) {
+        } else if ((v = pr_value(argc, argv, &i, "--tokenizer")) != NULL) {
             if (v[0] == 0) {
-                return cv_usage("--tokenizer needs a file, 'bytes' or 'none'", NULL);
+                return pr_usage("mamba-convert", "--tokenizer needs a file, 'bytes' or 'none'", NULL);
             }
             o.tokenizer = v;
-        } else if ((v = cv_value(argc, argv, &i, "--arch")) != NULL) {
+        } else if ((v = pr_value(argc, argv, &i, "--arch")) != NULL) {
             o.arch = v;
-        } else if ((v = cv_value(argc, argv, &i, "--type")) != NULL) {
-            o.type = cv_type(v);
+        } else if ((v = pr_value(argc, argv, &i, "--type")) != NULL) {
+            o.type = pr_type(v);
             if (o.type < 0) {
-                return cv_usage("--type must be f32, f16, bf16, q8 or q4, found", v);
+                return pr_usage("mamba-convert", "--type must be f32, f16, bf16, q8 or q4, found", v);
             }
         } else {
-            return cv_usage("unknown option", argv[i]);
+            return pr_usage("mamba-convert", "unknown option", argv[i]);
         }
     }
     if (o.in == NULL || o.in[0] == 0) {
-        return cv_usage("give the checkpoint to convert", NULL);
+        return pr_usage("mamba-convert", "give the checkpoint to convert", NULL);
     }
     if (o.out == NULL || o.out[0] == 0) {
-        return cv_usage("give the output with -o FILE", NULL);
+        return pr_usage("mamba-convert", "give the output with -o FILE", NULL);
     }
-    signal(SIGINT, cv_on_signal);
-    signal(SIGTERM, cv_on_signal);
+    pr_catch_signals();
     if (cv_convert(&o, &err) != TL_OK) {
         fprintf(stderr, "mamba-convert: %s\n", err.message);
         return err.status == TL_ERR_USAGE ? 2 : 1;
