@@ -331,7 +331,7 @@ static double limits_once(limits_fn f, const unsigned char *buffer, size_t bytes
     if (threads <= 1) {
         total = f(buffer, bytes, n);
     } else {
-#ifdef _OPENMP
+#if MBI_OPENMP
 #pragma omp parallel num_threads(threads) reduction(+ : total)
         {
             size_t team = (size_t)omp_get_num_threads();

@@ -240,7 +240,7 @@ static void synthetic_fill_tensor(const synthetic_tensor *s, unsigned char *imag
     for (i = 0; i < s->t.n_segments; i++) {
         int n = (int)((s->t.segments[i] + 15) / 16);
         int p;
-#ifdef _OPENMP
+#if MBI_OPENMP
 #pragma omp parallel for
 #endif
         for (p = 0; p < n; p++) {
