@@ -80,8 +80,8 @@
  *   targets results differ by rounding; @@kernel_list states the bound of each kernel.
  *   State, dt, exp(dt*A), norms, convolution and residual stream are float32 on every target.
  *   Time-parallel scan (mamba_scan_time_parallel) and chunked form (mamba_ssd_chunked) round
- *   differently from the sequential recurrence, and depend on where chunks start; the
- *   model never uses it unless mamba_state_options.time_chunk asks for it.
+ *   differently from the sequential recurrence, and depend on where chunks start; models never
+ *   use them unless mamba_state_options.time_chunk asks for it.
  *
  * CONTENTS  (grep for the tag)
  *   @@version        Version of the header
@@ -2038,7 +2038,7 @@ MBI_KERNEL void MBI_T(mbi_k_scan_block)(const mbi_scan_block *s) {
 
 /* Tokens t..t+K-1 in one pass over the state, K = tokens whose registers the target has room for.
  * With `flush` the state is flushed after the last of them. */
-#if V_LANES == 16
+#if MBI_PASS == MBI_AVX512 || MBI_PASS == MBI_NEON /* 32 registers */
 #define MBI_SSD_TILE 8
 #define MBI_SSD_EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 #else
@@ -5326,10 +5326,10 @@ static const void *mbi_gate_run(const mbi_ctx *ctx, mbi_gate_job *j) {
  * State: conv inputs (d_conv-1, width + 2*n_bc), oldest first; then h [width/16][d_state][16],
  * lane = channel: no sum runs across lanes, and a head may have any width.
  *
- * Prompts run the same recurrence as steps, eight tokens (AVX-512) or four to one pass over the
- * state, so a state value is loaded and stored once for them and the arithmetic of a token does
- * not depend on how the prompt was cut: prefill, chunks and steps give the same bits.  That costs
- * three operations a state and token (a product, two FMAs: 85 % of the peak rate of AVX-512 was
+ * Prompts run the same recurrence as steps, eight or four tokens (as registers allow) to one pass
+ * over the state, so a state value is loaded and stored once for them and the arithmetic of a token
+ * does not depend on how the prompt was cut: prefill, chunks and steps give the same bits.  That
+ * costs three operations a state and token (a product, two FMAs: 85 % of the peak rate of AVX-512 was
  * measured); the chunked form below saves a third of them at best, in float32, but prepares more,
  * took 1.3 (AVX2) to 1.7 times (AVX-512) as long at mamba2-130m's sizes, and its bits depend on the
  * cuts.  So it runs only where mamba_state_options.time_chunk or mamba_ssd_chunked ask for it.

@@ -956,6 +956,62 @@ TEST(cache)
     mamba_close(m);
 }
 
+/* Every parameter of every layer record with hostile values: opening fails with a message that names something, or
+ * the model runs. */
+TEST(records)
+{
+    static const uint32_t values[] = {0, 1, 2, 3, 7, 17, 31, 4096, 65536, 0x7fffffff, 0x80000000u, 0xffffffffu,
+                                      0x7f800000, 0x7fc00000, 0xbf800000u, 0x3f800000};
+    int32_t tokens[4] = {0, 0, 0, 0};
+    char path[300];
+    net n = hybrid();
+    double *expected = prepare(&n, "hybrid", path, tokens, 4);
+    size_t bytes = 0, layers = 0;
+    char *file = golden_read(path, &bytes);
+    void *image = NULL;
+    uint64_t meta, hash;
+    int opened = 0, refused = 0;
+    REQUIRE(posix_memalign(&image, 64, bytes) == 0);
+    memcpy(&meta, file + 24, 8);
+    for (size_t at = 64; at < 64 + 8 * 32; at += 32) {
+        if (memcmp(file + at, "layers\0", 7) == 0) {
+            uint64_t offset;
+            memcpy(&offset, file + at + 16, 8);
+            layers = (size_t)offset;
+        }
+    }
+    REQUIRE(layers != 0);
+    for (int l = 0; l < 4; l++) {   /* Mamba-2, MLP, attention, MLP */
+        for (int field = 0; field < 16; field++) {
+            for (size_t v = 0; v < sizeof values / sizeof values[0]; v++) {
+                mamba_model *m = NULL;
+                mamba_error err;
+                memcpy(image, file, bytes);
+                memcpy((char *)image + layers + 128 * (size_t)l + 4 * (size_t)field, &values[v], 4);
+                hash = mbi_hash_bytes((const unsigned char *)image + 40, (size_t)meta - 40);
+                memcpy((char *)image + 32, &hash, 8);
+                if (mamba_open_memory(image, bytes, NULL, &m, &err) == MAMBA_OK) {
+                    mamba_state *s = new_state(m, 1, 4, 8);
+                    float logits[64];
+                    CHECK_INT(mamba_prefill(s, tokens, 4, logits, 64, NULL), MAMBA_OK);
+                    mamba_state_free(s);
+                    mamba_close(m);
+                    opened++;
+                } else {
+                    CHECK(err.what != NULL && err.what[0] != 0);
+                    CHECK(err.name[0] != 0);
+                    refused++;
+                }
+            }
+        }
+    }
+    CHECK(opened > 50);
+    CHECK(refused > 300);
+    free(image);
+    free(file);
+    free(expected);
+}
+
 /* ---- the trained checkpoint ---------------------------------------------------------------------------------------------------- */
 
 TEST(tales)
@@ -1012,5 +1068,6 @@ TEST_MAIN("model2")
     RUN(codestral);
     RUN(quantized);
     RUN(cache);
+    RUN(records);
     RUN(tales);
 }
