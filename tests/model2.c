@@ -871,12 +871,13 @@ TEST(codestral)
     check_net(&n, "codestral");
 }
 
-/* Quantized: dt's rows stay in 16 bits, and the logits stay near. */
+/* Quantized: dt's rows stay in 16 bits, and the logits stay near: the mean square of the difference, in units of the
+ * logits' deviation. (This net is drawn at random: it amplifies errors as no trained one does.) */
 TEST(quantized)
 {
     enum { T = 60 };
     static const char *const types[] = {"bf16", "q8"};
-    static const double bounds[] = {0.05, 0.1};
+    static const double bounds[] = {0.02, 0.04};
     int32_t tokens[T];
     char path[300];
     net n = codestral();
@@ -885,6 +886,7 @@ TEST(quantized)
         mamba_model *m;
         mamba_tensor_info info;
         float *got;
+        double sum = 0.0;
         int found = 0;
         convert(BUILD_DIR "/tests/codestral", path, types[i]);
         m = open_path(path);
@@ -897,7 +899,16 @@ TEST(quantized)
         }
         CHECK(found);
         got = logits_of(m, tokens, T, 1, 0);
-        test_near(difference(got, expected, (size_t)(T * n.vocab)), 0.0, bounds[i], __FILE__, __LINE__, types[i]);
+        for (size_t k = 0; k < (size_t)(T * n.vocab); k++) {
+            double d = (double)got[k] - expected[k];
+            sum += d * d;
+        }
+        if (getenv("MAMBA_TEST_FIGURES") != NULL) {
+            printf("%s: rms difference %.4f\n", types[i],
+                   sqrt(sum / (T * n.vocab)) / deviation(got, (size_t)(T * n.vocab)));
+        }
+        test_near(sqrt(sum / (T * n.vocab)) / deviation(got, (size_t)(T * n.vocab)), 0.0, bounds[i], __FILE__,
+                  __LINE__, types[i]);
         check_bits(m, tokens, T, got);
         free(got);
         mamba_close(m);
@@ -1018,7 +1029,7 @@ TEST(tales)
 {
     static const char folder[] = "../shared/checkpoints/mamba2-tales";
     const char *shared = getenv("MAMBA_SHARED");
-    char path[400], text[300];
+    char path[290], text[256];
     FILE *f;
     golden g;
     golden_tensor ids, targets, nll;
