@@ -35,7 +35,7 @@ EOF
 }
 if [ "${FULL:-0}" = 1 ]; then
     suite ops
-    suite model golden_logits tales cuts threads vectors hidden arguments opens failing save damage
+    MAMBA_TEST_QUICK=1 suite model golden_logits tales cuts threads vectors hidden arguments opens failing save damage
 else
     suite ops softplus silu rmsnorm conv discretize recurrence edges scan_golden
     suite model golden_logits vectors opens arguments

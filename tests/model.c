@@ -157,6 +157,16 @@ static int figures(void)
     return getenv("MAMBA_TEST_FIGURES") != NULL;
 }
 
+/* Under sanitizers and emulators (MAMBA_TEST_QUICK set) the trained model and some repetitions are cut short. */
+static int quick(void)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    return 1;
+#else
+    return getenv("MAMBA_TEST_QUICK") != NULL;
+#endif
+}
+
 /* ---- against the reference --------------------------------------------------------------------------------- */
 
 static void check_greedy(const mamba_model *m, const int32_t *prompt, size_t n_prompt, const int32_t *want,
@@ -261,7 +271,8 @@ static void check_tales(const char *name, double bound, int exact)
     size_t i;
     REQUIRE(ids.n == 2048 && targets.n == 2048 && nll.n == 2048 && prompt.n != 0 && greedy.n == 64);
     whole = target == mamba_target_best(); /* the slower targets see the first tokens only */
-    ids.n = whole ? ids.n : 384;
+    whole = whole && !quick();
+    ids.n = whole ? ids.n : quick() ? 128 : 384;
     for (i = 0; i < ids.n; i++) {
         want += (double)nll.u.f[i] / (double)ids.n;
     }
@@ -271,7 +282,7 @@ static void check_tales(const char *name, double bound, int exact)
         printf("%s on %s: nll %.6f, expected %.6f, off by %.2g\n", name, mamba_target_name(target), got, want,
                got - want);
     }
-    if (exact) {
+    if (exact && !quick()) {
         check_greedy(m, prompt.u.i, prompt.n, greedy.u.i, greedy.n, name);
     }
     mamba_close(m);
@@ -351,7 +362,7 @@ static void check_cuts(const char *name, const char *expected, size_t n_most)
     for (i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
         check_pieces(&s, (size_t)pieces[i], 1, 0);
         check_pieces(&s, s.n, 1, pieces[i]);
-        for (j = 0; j < sizeof pieces / sizeof pieces[0] && s.n <= 64; j++) {
+        for (j = i % 2; j < sizeof pieces / sizeof pieces[0] && s.n <= 64 && !quick(); j += 2) {
             check_pieces(&s, (size_t)pieces[i], 1, pieces[j]);
         }
     }
@@ -364,9 +375,9 @@ TEST(cuts)
     for (i = 0; i < N_KINDS; i++) {
         check_cuts(kinds[i], kinds[i], 1000);
     }
-    check_cuts("mamba1-long", "mamba1-long", 1000);
-    check_cuts("mamba1-tales-bf16", "mamba1-tales", 20);
-    check_cuts("mamba1-tales-q8", "mamba1-tales", 20);
+    check_cuts("mamba1-long", "mamba1-long", quick() ? 100 : 700);
+    check_cuts("mamba1-tales-bf16", "mamba1-tales", quick() ? 3 : 18);
+    check_cuts("mamba1-tales-q8", "mamba1-tales", quick() ? 3 : 18);
 }
 
 static void run_backwards(void *user, int n_tasks, mamba_task task, void *arg)
@@ -411,9 +422,9 @@ TEST(threads)
     for (i = 0; i < N_KINDS; i++) {
         check_threads(kinds[i], kinds[i], 1000);
     }
-    check_threads("mamba1-long", "mamba1-long", 300);
-    check_threads("mamba1-tales-bf16", "mamba1-tales", 36);
-    check_threads("mamba1-tales-q8", "mamba1-tales", 36);
+    check_threads("mamba1-long", "mamba1-long", quick() ? 70 : 300);
+    check_threads("mamba1-tales-bf16", "mamba1-tales", quick() ? 3 : 36);
+    check_threads("mamba1-tales-q8", "mamba1-tales", quick() ? 3 : 36);
 }
 
 /* Chunks in parallel over time: within the bound, and the same bits for any number of threads. */
@@ -569,8 +580,8 @@ TEST(save_restore_fork)
     for (i = 0; i < N_KINDS; i++) {
         check_save(kinds[i], kinds[i], 1000);
     }
-    check_save("mamba1-long", "mamba1-long", 40);
-    check_save("mamba1-tales-q8", "mamba1-tales", 6);
+    check_save("mamba1-long", "mamba1-long", quick() ? 10 : 40);
+    check_save("mamba1-tales-q8", "mamba1-tales", quick() ? 2 : 6);
 }
 
 static void check_refused(mamba_state *s, const unsigned char *p, size_t bytes, const unsigned char *before,
