@@ -365,7 +365,7 @@ typedef struct mamba_state mamba_state;
 typedef struct mamba_state_options {
     uint32_t struct_size;  /* sizeof(mamba_state_options), or 0 = as compiled */
     int32_t n_threads;     /* 0 = the model's default; more than the machine has is safe */
-    int32_t prefill_chunk; /* tokens worked on at once, 1..4096; 0 = 256.  More scratch memory,
+    int32_t prefill_chunk; /* tokens worked on at once, 1..4096; 0 = 512.  More scratch memory,
                               fewer passes over the weights; never changes a bit of the result */
     int32_t time_chunk;    /* 0: sequential scan, split over channels.  64..4096: Mamba-1 layers
                               scan chunks of this many tokens (rounded up to a multiple of 16) of
@@ -4870,35 +4870,49 @@ static const void *mbi_norm_prepare(const mbi_ctx *ctx, mamba_type type, const f
 typedef struct mbi_matmul_job {
     const mbi_ctx *ctx;
     mbi_gemm g;
-    int n_tasks, by_token;
+    int panel_parts, token_parts; /* a task for each pair */
 } mbi_matmul_job;
 
 static void mbi_matmul_task(void *arg, int i) {
     const mbi_matmul_job *j = (const mbi_matmul_job *)arg;
     mbi_gemm g = j->g;
+    int n_tiles = (g.n_tokens + 15) / 16;
+    int pp = i % j->panel_parts;
+    int tp = i / j->panel_parts;
+    int p0 = mbi_split(g.w->n_panels, j->panel_parts, pp);
+    int p1 = mbi_split(g.w->n_panels, j->panel_parts, pp + 1);
+    int t0 = mbi_split(n_tiles, j->token_parts, tp) * 16;
+    int t1 = mbi_min_int(mbi_split(n_tiles, j->token_parts, tp + 1) * 16, g.n_tokens);
     g.scratch = j->ctx->task_scratch + (size_t)i * j->ctx->task_bytes;
-    if (j->by_token) {
-        int n_tiles = (g.n_tokens + 15) / 16;
-        int t0 = mbi_split(n_tiles, j->n_tasks, i) * 16;
-        int t1 = mbi_min_int(mbi_split(n_tiles, j->n_tasks, i + 1) * 16, g.n_tokens);
-        if (t0 < t1) {
-            j->ctx->k->gemm(&g, 0, g.w->n_panels, t0, t1);
-        }
-    } else {
-        j->ctx->k->gemm(&g, mbi_split(g.w->n_panels, j->n_tasks, i),
-                        mbi_split(g.w->n_panels, j->n_tasks, i + 1), 0, g.n_tokens);
+    if (p0 < p1 && t0 < t1) {
+        j->ctx->k->gemm(&g, p0, p1, t0, t1);
     }
 }
 
-/* The product described by g (its scratch is filled in here), all panels, all tokens.  Matrices
- * with few panels are cut over tokens instead, so that no thread idles. */
+/* The product described by g (its scratch is filled in here), all panels, all tokens, cut so that
+ * the largest task is small: pairs of panels times tiles of 16 tokens, plus about two tiles' worth
+ * for reading and expanding the weights of the pair. */
 static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
     mbi_matmul_job j;
+    int n_tiles = (g->n_tokens + 15) / 16;
+    int n_pairs = (g->w->n_panels + 1) / 2;
+    int64_t least = INT64_MAX;
+    int pp;
     j.ctx = ctx;
     j.g = *g;
-    j.by_token = g->w->n_panels < 8 * ctx->n_tasks && g->n_tokens >= 32 * ctx->n_tasks;
-    j.n_tasks = mbi_min_int(ctx->n_tasks, j.by_token ? g->n_tokens / 16 : g->w->n_panels);
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_matmul_task, &j);
+    j.panel_parts = mbi_min_int(ctx->n_tasks, g->w->n_panels);
+    j.token_parts = 1;
+    for (pp = mbi_min_int(ctx->n_tasks, n_pairs); pp > 0 && n_tiles > 1; pp--) {
+        int tp = mbi_min_int(ctx->n_tasks / pp, n_tiles);
+        int64_t cost = (int64_t)((n_pairs + pp - 1) / pp) * ((n_tiles + tp - 1) / tp + 2);
+        if (cost < least) {
+            least = cost;
+            j.panel_parts = pp;
+            j.token_parts = tp;
+        }
+    }
+    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.panel_parts * j.token_parts, mbi_matmul_task,
+                     &j);
 }
 
 /* The product y (blocked, rows of w) = bias + w x, or y += that. */
@@ -6389,7 +6403,7 @@ static mamba_status mbi_state_options_of(const mamba_model *m, const mamba_state
     memset(s, 0, sizeof *s);
     s->model = m;
     s->n_tasks = o.n_threads ? mbi_n_threads(o.n_threads, &m->parallel) : m->n_threads;
-    s->chunk = o.prefill_chunk ? o.prefill_chunk : 256;
+    s->chunk = o.prefill_chunk ? o.prefill_chunk : 512;
     s->time_chunk = mbi_pad_int(o.time_chunk, MBI_LANES);
     for (i = 0; i < (int)m->config.n_layers; i++) {
         if (m->layers[i].ops->state_per_token(&m->layers[i]) != 0) {
@@ -6446,19 +6460,30 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     c->time_chunk = s->time_chunk;
 }
 
-static void mbi_embed(mbi_ctx *c, const mamba_io *io, size_t start) {
+typedef struct mbi_embed_job {
+    const mbi_ctx *c;
+    const mamba_io *io;
+    size_t start;
+    int n_tasks;
+} mbi_embed_job;
+
+static void mbi_embed_task(void *arg, int i_task) {
+    const mbi_embed_job *j = (const mbi_embed_job *)arg;
+    const mbi_ctx *c = j->c;
+    const mamba_io *io = j->io;
     const mamba_model *m = c->model;
     size_t block = (size_t)c->n_tokens * MBI_LANES;
     size_t d_model = m->config.d_model;
     float scale = m->config.embedding_scale;
     size_t i;
-    int t;
-    for (t = 0; t < c->n_tokens; t++) {
+    int t = mbi_split(c->n_tokens, j->n_tasks, i_task);
+    int end = mbi_split(c->n_tokens, j->n_tasks, i_task + 1);
+    for (; t < end; t++) {
         float *r = c->r + (size_t)t * MBI_LANES;
         if (io->tokens) {
-            c->k->row(&m->embedding, io->tokens[start + (size_t)t], r, block);
+            c->k->row(&m->embedding, io->tokens[j->start + (size_t)t], r, block);
         } else {
-            const float *v = io->vectors + (start + (size_t)t) * d_model;
+            const float *v = io->vectors + (j->start + (size_t)t) * d_model;
             for (i = 0; i < mbi_pad(d_model, MBI_LANES); i++) {
                 r[i / MBI_LANES * block + i % MBI_LANES] = i < d_model ? v[i] : 0.0f;
             }
@@ -6469,6 +6494,16 @@ static void mbi_embed(mbi_ctx *c, const mamba_io *io, size_t start) {
             }
         }
     }
+}
+
+/* The residual stream of a chunk: rows of the embedding, or the caller's vectors. */
+static void mbi_embed(const mbi_ctx *c, const mamba_io *io, size_t start) {
+    mbi_embed_job j;
+    j.c = c;
+    j.io = io;
+    j.start = start;
+    j.n_tasks = mbi_min_int(c->n_tasks, (c->n_tokens + 15) / 16);
+    mbi_parallel_for(c->parallel, c->n_tasks, j.n_tasks, mbi_embed_task, &j);
 }
 
 /* Blocked x of T tokens to rows of d floats. */
