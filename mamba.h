@@ -1845,39 +1845,48 @@ MBI_KERNEL void MBI_T(mbi_k_softplus)(const float *x, const float *bias, float *
     }
 }
 
-/* 16 partial sums over the channel blocks, then a fixed tree. */
+/* Per token 16 partial sums over the channel blocks, then a fixed tree.  Eight tokens at a time: the
+ * blocks of one token lie a power of two apart and would push each other out of the first cache. */
 MBI_KERNEL void MBI_T(mbi_k_rmsnorm)(const float *x, const float *w, float eps, int n, int n_tokens,
                                      int t0, int t1, float *y) {
+    enum { TILE = 8 };
     size_t block = (size_t)n_tokens * MBI_LANES;
     int n_blocks = (n + MBI_LANES - 1) / MBI_LANES;
     int t;
-    for (t = t0; t < t1; t++) {
+    for (t = t0; t < t1; t += TILE) {
         const float *in = x + (size_t)t * MBI_LANES;
         float *out = y + (size_t)t * MBI_LANES;
-        float sum[MBI_LANES];
-        float scale;
+        int width = mbi_min_int(TILE, t1 - t) * MBI_LANES;
+        float sum[TILE * MBI_LANES];
+        float scale[TILE * MBI_LANES];
         int b;
         int i;
-        for (i = 0; i < MBI_LANES; i += V_LANES) {
-            vf acc = V_SET1(0.0f);
-            for (b = 0; b < n_blocks; b++) {
-                vf v = V_LOAD(in + (size_t)b * block + i);
-                acc = V_FMA(v, v, acc);
-            }
-            V_STORE(sum + i, acc);
+        int k;
+        for (i = 0; i < width; i += V_LANES) {
+            V_STORE(sum + i, V_SET1(0.0f));
         }
-        for (i = 8; i > 0; i /= 2) {
-            for (b = 0; b < i; b++) {
-                sum[b] += sum[b + i];
-            }
-        }
-        scale = 1.0f / sqrtf(sum[0] / (float)n + eps);
         for (b = 0; b < n_blocks; b++) {
+            for (i = 0; i < width; i += V_LANES) {
+                vf v = V_LOAD(in + (size_t)b * block + i);
+                V_STORE(sum + i, V_FMA(v, v, V_LOAD(sum + i)));
+            }
+        }
+        for (k = 0; k < width; k += MBI_LANES) {
+            for (i = 8; i > 0; i /= 2) {
+                for (b = 0; b < i; b++) {
+                    sum[k + b] += sum[k + b + i];
+                }
+            }
             for (i = 0; i < MBI_LANES; i += V_LANES) {
+                V_STORE(scale + k + i, V_SET1(1.0f / sqrtf(sum[k] / (float)n + eps)));
+            }
+        }
+        for (b = 0; b < n_blocks; b++) {
+            for (i = 0; i < width; i += V_LANES) {
                 size_t at = (size_t)b * block + (size_t)i;
-                vf v = V_MUL(V_LOAD(in + at), V_SET1(scale));
+                vf v = V_MUL(V_LOAD(in + at), V_LOAD(scale + i));
                 if (w) {
-                    v = V_MUL(v, V_LOAD(w + b * MBI_LANES + i));
+                    v = V_MUL(v, V_LOAD(w + b * MBI_LANES + i % MBI_LANES));
                 }
                 V_STORE(out + at, v);
             }

@@ -3,7 +3,8 @@
  *  Every figure is the median of some repetitions with its spread (largest - smallest) / median.
  *  share_of_limit compares each repetition with the limit measured right before it (the speed of a
  *  shared machine moves from second to second), and is the median of that:
- *    decode   bytes of weights read for a token * tokens/s  /  streaming read bandwidth
+ *    decode   bytes moved for a token (weights read, state read and written) * tokens/s  /
+ *             streaming read bandwidth
  *    prefill  2 * weights of the matrix products * tokens/s  /  peak of the arithmetic that the
  *             target uses for the weight type: AMX bf16 for 16-, 8- and 4-bit weights on "amx",
  *             int8 dot products for 8- and 4-bit weights on "avx512vnni", else float32 FMA.  Scan,
@@ -243,6 +244,7 @@ static int bench_open(bench_job *j) {
         return code;
     }
     mamba_model_info(j->m.model, &j->m.info);
+    j->decode_bytes = 2.0 * (double)j->m.info.state_bytes;
     for (i = 0; mamba_model_tensor(j->m.model, i, &t) == MAMBA_OK; i++) {
         int embedding = strcmp(t.name, "embedding") == 0;
         if (!embedding || j->m.info.tied) {
