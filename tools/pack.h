@@ -135,13 +135,19 @@ TL_FN double pack_search(const float *x, float most, const pack_codebook *book)
 TL_FN uint16_t pack_scale(const float *x, const pack_codebook *book)
 {
     float most = 0.0f;
+    uint16_t half;
     for (int i = 0; i < PACK_GROUP; i++) {
         most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
     }
     if (most < 1.49011612e-8f) {   /* 2^-26 */
         return 0;
     }
-    return pack_half_scale(book != NULL ? pack_search(x, most, book) : (double)most / 127.0);
+    if (book != NULL) {
+        return pack_half_scale(pack_search(x, most, book));
+    }
+    half = pack_half_scale((double)most / 127.0);
+    /* the smallest halves are far apart: rounded down, they would cut the largest value off */
+    return (uint16_t)(half + (127.5f * mbi_f16_to_f32(half) < most ? 1u : 0u));
 }
 
 /* One group of 32 columns of one row into its block. `book` is NULL for q8. */

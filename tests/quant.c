@@ -1,0 +1,638 @@
+/*  quant.c: tests of the weight types: 16-bit floats, packing against the byte specification, the error that
+ *  q8 and q4 leave, and mamba-quantize.
+ *
+ *  The layout is decoded here from the text of @@format, not with the kernels' code. Both tools are part of this
+ *  program (their main under another name), so their exit codes and messages can be tested without a shell.
+ *  Reads tests/golden or the folder in MAMBA_GOLDEN; writes to a folder of its own below /tmp.
+ */
+int convert_main(int argc, char **argv);
+int quantize_main(int argc, char **argv);
+#define main convert_main
+#include "../tools/convert.c"
+#undef main
+#define main quantize_main
+#include "../tools/quantize.c"
+#undef main
+
+#include "test.h"
+
+/* ---- random numbers: Gaussian by the sum of twelve ----------------------------------------------------------- */
+
+static uint32_t random_state = 1;
+
+static double random_uniform(void)
+{
+    random_state = random_state * 1664525u + 1013904223u;
+    return (double)(random_state >> 8) / 16777216.0;
+}
+
+static float random_normal(void)
+{
+    double sum = -6.0;
+    for (int i = 0; i < 12; i++) {
+        sum += random_uniform();
+    }
+    return (float)sum;
+}
+
+/* ---- 16-bit floats ------------------------------------------------------------------------------------------- */
+
+/* Value of a finite half: sign, 5 bits of exponent, 10 of fraction. */
+static double half_value(unsigned h)
+{
+    int exponent = (int)(h >> 10 & 31u);
+    double fraction = (double)(h & 1023u);
+    double v = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024.0 + fraction, exponent - 25);
+    return (h & 0x8000u) != 0 ? -v : v;
+}
+
+TEST(f16_all_values)
+{
+    int bad = 0;
+    for (unsigned h = 0; h < 65536; h++) {
+        if ((h & 0x7c00u) == 0x7c00u) {
+            continue;
+        }
+        bad += (double)mbi_f16_to_f32((uint16_t)h) != half_value(h);
+        bad += pack_f16((float)half_value(h)) != h;
+    }
+    CHECK_INT(bad, 0);
+    CHECK_INT(pack_f16(INFINITY), 0x7c00);
+    CHECK_INT(pack_f16(-INFINITY), 0xfc00);
+    CHECK((pack_f16(NAN) & 0x7fff) > 0x7c00);
+    CHECK_INT(pack_f16(-0.0f), 0x8000);
+}
+
+/* Halfway between two neighbours the even one wins; a hair beside it the nearer one. */
+TEST(f16_ties)
+{
+    int bad = 0;
+    for (unsigned h = 0; h < 0x7bffu; h++) {
+        float middle = (float)((half_value(h) + half_value(h + 1)) / 2);
+        unsigned even = (h & 1u) == 0 ? h : h + 1;
+        bad += pack_f16(middle) != even;
+        bad += pack_f16(-middle) != (even | 0x8000u);
+        bad += pack_f16(nextafterf(middle, 0.0f)) != h;
+        bad += pack_f16(nextafterf(middle, 1e9f)) != h + 1;
+    }
+    CHECK_INT(bad, 0);
+    CHECK_INT(pack_f16(nextafterf(65520.0f, 0.0f)), 0x7bff);
+    CHECK_INT(pack_f16(65520.0f), 0x7c00);
+    CHECK_INT(pack_f16(nextafterf((float)ldexp(1, -25), 0.0f)), 0);
+}
+
+TEST(bf16_ties)
+{
+    int bad = 0;
+    for (uint32_t h = 0; h < 0x7f7fu; h++) {
+        float at = mbi_bits_f32(h << 16), middle = mbi_bits_f32(h << 16 | 0x8000u);
+        bad += mbi_f32_to_bf16(at) != h;
+        bad += mbi_f32_to_bf16(middle) != ((h & 1u) == 0 ? h : h + 1);
+        bad += mbi_f32_to_bf16(mbi_bits_f32(h << 16 | 0x7fffu)) != h;
+        bad += mbi_f32_to_bf16(mbi_bits_f32(h << 16 | 0x8001u)) != h + 1;
+    }
+    CHECK_INT(bad, 0);
+}
+
+/* ---- panels -------------------------------------------------------------------------------------------------- */
+
+static const int widths[] = {1, 5, 31, 32, 33, 48, 63, 64, 65, 100, 256};
+enum { N_WIDTHS = 11, MAX_COLS = 256 };
+
+static float weights[16 * MAX_COLS];
+static unsigned char panel[16 * MAX_COLS * 4 + 64];   /* and what must stay untouched */
+
+static size_t padded(int cols, mamba_type type)
+{
+    size_t unit = type >= MAMBA_Q8 ? 64 : 32;
+    return ((size_t)cols + unit - 1) / unit * unit;
+}
+
+/* Packs 16 rows; weights beyond cols are zero. */
+static void pack(int cols, mamba_type type)
+{
+    memset(panel, 0xa5, sizeof panel);
+    memset(panel, 0, (size_t)mbi_panel_bytes(type, (uint64_t)cols));
+    pack_panel(weights, padded(cols, type), type, panel);
+}
+
+static void fill(int cols, mamba_type type, float scale)
+{
+    size_t n = padded(cols, type);
+    memset(weights, 0, sizeof weights);
+    for (size_t r = 0; r < 16; r++) {
+        for (size_t c = 0; c < (size_t)cols; c++) {
+            weights[r * n + c] = scale * random_normal();
+        }
+    }
+}
+
+/* The codebook, written down once more. */
+static const int codebook[16] = {-127, -99, -78, -61, -47, -34, -22, -10, 0, 12, 23, 36, 49, 64, 82, 105};
+
+/* Scale of the group that holds (row, col) of a q8 or q4 panel. */
+static double spec_scale(mamba_type type, int row, int col)
+{
+    size_t data = type == MAMBA_Q8 ? 16 * 64 : 8 * 64;
+    const unsigned char *p = panel + (size_t)(col / 64) * (data + 64) + data + (size_t)(col % 64 / 32) * 32 + 2 * row;
+    return half_value((unsigned)(p[0] | p[1] << 8));
+}
+
+/* Element (row, col) of the panel, from the text of @@format. */
+static double spec_value(mamba_type type, int row, int col)
+{
+    float f;
+    uint32_t u;
+    const unsigned char *p;
+    int v;
+    switch (type) {
+    case MAMBA_F32:
+        memcpy(&f, panel + ((size_t)col * 16 + (size_t)row) * 4, 4);
+        return (double)f;
+    case MAMBA_F16:
+    case MAMBA_BF16:
+        p = panel + ((size_t)(col / 2) * 16 + (size_t)row) * 4 + (size_t)(col % 2) * 2;
+        u = (uint32_t)(p[0] | p[1] << 8);
+        if (type == MAMBA_F16) {
+            return half_value(u);
+        }
+        u <<= 16;
+        memcpy(&f, &u, 4);
+        return (double)f;
+    case MAMBA_Q8:
+        p = panel + (size_t)(col / 64) * (1024 + 64) + (size_t)(col % 64 / 4) * 64 + 4 * row + col % 4;
+        v = *p >= 128 ? (int)*p - 256 : (int)*p;
+        return v * spec_scale(type, row, col);
+    default:
+        p = panel + (size_t)(col / 64) * (512 + 64) + (size_t)(col % 64 / 8) * 64 + 4 * row + col % 4;
+        v = codebook[col % 8 < 4 ? *p & 15 : *p >> 4];
+        return v * spec_scale(type, row, col);
+    }
+}
+
+/* Largest error allowed for x in a group: half a step; 14 is half of the codebook's widest gap. */
+static double bound(mamba_type type, double x, double scale)
+{
+    double low = scale * (scale < 0 ? 105 : -127), high = scale * (scale < 0 ? -127 : 105), a = fabs(scale);
+    switch (type) {
+    case MAMBA_F32: return 0;
+    case MAMBA_F16: return fabs(x) / 2048 + ldexp(1, -25);
+    case MAMBA_BF16: return fabs(x) / 256;
+    case MAMBA_Q8: return a * 0.5001 + (fabs(x) > 127 * a ? fabs(x) - 127 * a : 0);
+    default: return a * 14.001 + (x < low ? low - x : x > high ? x - high : 0);
+    }
+}
+
+TEST(layout_and_error)
+{
+    static const float sizes[] = {1.0f, 0.02f, 300.0f, 1e-6f};
+    for (int type = 0; type < 5; type++) {
+        for (int k = 0; k < N_WIDTHS * 4; k++) {
+            int cols = widths[k % N_WIDTHS], bad = 0, moved = 0;
+            float out[MAX_COLS];
+            mbi_mat w;
+            fill(cols, (mamba_type)type, sizes[k / N_WIDTHS]);
+            pack(cols, (mamba_type)type);
+            CHECK_INT(panel[mbi_panel_bytes((mamba_type)type, (uint64_t)cols)], 0xa5);
+            memset(&w, 0, sizeof w);
+            w.data = panel;
+            w.type = (mamba_type)type;
+            w.panel_bytes = mbi_panel_bytes(w.type, (uint64_t)cols);
+            w.n_panels = 1;
+            w.rows = 16;
+            w.cols = cols;
+            for (int r = 0; r < 16; r++) {
+                mamba_target_find("scalar", 6)->k.row(&w, r, out, 16);
+                for (int c = 0; c < cols; c++) {
+                    double x = (double)weights[(size_t)r * padded(cols, w.type) + (size_t)c];
+                    double v = spec_value(w.type, r, c), s = type >= MAMBA_Q8 ? spec_scale(w.type, r, c) : 0;
+                    bad += !(fabs(x - v) <= bound(w.type, x, s));
+                    moved += (double)out[c] != v;
+                }
+                for (size_t c = (size_t)cols; c < padded(cols, w.type); c++) {
+                    bad += spec_value(w.type, r, (int)c) != 0;
+                }
+            }
+            CHECK_INT(bad, 0);
+            CHECK_INT(moved, 0);
+        }
+    }
+}
+
+/* Squared error of a group's best q4 scale among 2 x 400, each with the nearest codebook values. */
+static double exhaustive_q4(const float *x)
+{
+    double most = 0, best = 1e300;
+    for (int i = 0; i < 32; i++) {
+        most = fabs((double)x[i]) > most ? fabs((double)x[i]) : most;
+    }
+    for (int t = 0; t < 800; t++) {
+        double scale = most / (60.0 + 0.25 * (t / 2)) * (t % 2 ? 1 : -1), sum = 0;
+        for (int i = 0; i < 32; i++) {
+            double e = 1e300;
+            for (int k = 0; k < 16; k++) {
+                double d = (double)x[i] - codebook[k] * scale;
+                e = d * d < e ? d * d : e;
+            }
+            sum += e;
+        }
+        best = sum < best ? sum : best;
+    }
+    return best;
+}
+
+/* The fast search stays within 2 % of an exhaustive one, for bell-shaped and for heavy-tailed groups. */
+TEST(q4_search)
+{
+    double mean_square = 0, error[2] = {0, 0};
+    for (int heavy = 0; heavy < 2; heavy++) {
+        error[0] = error[1] = mean_square = 0;
+        for (int k = 0; k < 4; k++) {
+            fill(64, MAMBA_Q4, 1.0f);
+            for (int i = 0; i < 16 * 64 && heavy; i++) {
+                weights[i] *= weights[i] * weights[i];
+            }
+            pack(64, MAMBA_Q4);
+            for (int i = 0; i < 16 * 64; i++) {
+                double d = (double)weights[i] - spec_value(MAMBA_Q4, i / 64, i % 64);
+                error[0] += d * d;
+                mean_square += (double)weights[i] * (double)weights[i];
+            }
+            for (int g = 0; g < 32; g++) {
+                error[1] += exhaustive_q4(weights + 32 * g);
+            }
+        }
+        CHECK_NEAR(error[0] / error[1], 1.0, 0.02);
+        CHECK(heavy || error[0] < 0.0056 * mean_square);
+    }
+}
+
+TEST(q8_error)
+{
+    double error = 0, mean_square = 0;
+    fill(256, MAMBA_Q8, 1.0f);
+    pack(256, MAMBA_Q8);
+    for (int i = 0; i < 16 * 256; i++) {
+        double d = (double)weights[i] - spec_value(MAMBA_Q8, i / 256, i % 256);
+        error += d * d;
+        mean_square += (double)weights[i] * (double)weights[i];
+    }
+    CHECK(error < 3.2e-5 * mean_square);
+}
+
+TEST(zeros)
+{
+    for (int type = MAMBA_Q8; type <= MAMBA_Q4; type++) {
+        int bad = 0;
+        fill(64, (mamba_type)type, 1.0f);
+        for (int i = 0; i < 16 * 64; i++) {
+            weights[i] = i / 64 == 3 || i % 7 == 0 ? 0.0f : weights[i];   /* row 3, and holes elsewhere */
+        }
+        pack(64, (mamba_type)type);
+        for (int i = 0; i < 16 * 64; i++) {
+            bad += weights[i] == 0.0f && spec_value((mamba_type)type, i / 64, i % 64) != 0;
+        }
+        CHECK_INT(bad, 0);
+        CHECK(spec_scale((mamba_type)type, 3, 0) == 0 && spec_scale((mamba_type)type, 3, 32) == 0);
+    }
+}
+
+/* Groups at the ends of what a half can scale. */
+TEST(huge_and_tiny)
+{
+    static const float sizes[] = {5.0e6f, 4.0e6f, 1e-4f, 1.06e-5f, 3e-6f, 4e-7f, 6e-8f, 1e-8f, 1e-12f, 1e-40f};
+    for (int type = MAMBA_Q8; type <= MAMBA_Q4; type++) {
+        for (int k = 0; k < 10; k++) {
+            double size = (double)sizes[k], step = type == MAMBA_Q8 ? size / 254 : size * 14 / 94;
+            int bad = 0;
+            memset(weights, 0, sizeof weights);
+            for (int i = 0; i < 16 * 64; i++) {
+                weights[i] = sizes[k] * (float)(2 * random_uniform() - 1);
+                weights[i] = i % 32 == 5 ? sizes[k] : i % 32 == 6 ? 1e-30f : weights[i];
+            }
+            CHECK(pack_fits(weights, 16 * 64, (mamba_type)type));
+            pack(64, (mamba_type)type);
+            for (int i = 0; i < 16 * 64; i++) {
+                double v = spec_value((mamba_type)type, i / 64, i % 64), s = spec_scale((mamba_type)type, i / 64, i % 64);
+                /* the smallest scales are multiples of 2^-24: there a step is that coarse, and a largest value
+                 * may be cut by the rounding of the scale */
+                double slack = type == MAMBA_Q8 ? ldexp(0.6, -24) : ldexp(14, -24) + (size < 1e-2 ? size / 3 : 0);
+                bad += !(fabs(s) <= 65504) || !(fabs((double)weights[i] - v) <= 1.02 * step + slack);
+            }
+            CHECK_INT(bad, 0);
+        }
+    }
+}
+
+TEST(refused_values)
+{
+    static const float limits[] = {3.4e38f, 65504.0f, 3.3e38f, 5.0e6f, 5.0e6f};
+    for (int type = 0; type < 5; type++) {
+        float x[3] = {0, 0, 0};
+        const float bad[] = {NAN, INFINITY, -INFINITY, limits[type] * 1.05f};
+        x[1] = -limits[type];
+        CHECK(pack_fits(x, 3, (mamba_type)type));
+        for (int i = 0; i < 4; i++) {
+            x[1] = bad[i];
+            CHECK(!pack_fits(x, 3, (mamba_type)type));
+        }
+    }
+}
+
+/* ---- the tools ----------------------------------------------------------------------------------------------- */
+
+static char folder[64];
+static char said[4096];      /* what a tool printed */
+
+static const char *at(const char *name)
+{
+    static char paths[4][1400];
+    static int next;
+    next = (next + 1) % 4;
+    (void)snprintf(paths[next], sizeof paths[next], "%s/%s", folder, name);
+    return paths[next];
+}
+
+static const char *golden_path(const char *name)
+{
+    static char path[400];
+    const char *root = getenv("MAMBA_GOLDEN");
+    (void)snprintf(path, sizeof path, "%s/%s", root != NULL ? root : "tests/golden", name);
+    return path;
+}
+
+/* Runs a tool; its exit code. Words are separated by single spaces; stderr goes to `said`. */
+static int tool(int (*tool_main)(int, char **), const char *words)
+{
+    static char text[2000];
+    char *argv[16];
+    int argc = 0, code, saved;
+    FILE *f = fopen(at("stderr"), "w+b");
+    size_t n;
+    (void)snprintf(text, sizeof text, "tool %s", words);
+    for (char *p = strtok(text, " "); p != NULL && argc < 15; p = strtok(NULL, " ")) {
+        argv[argc++] = p;
+    }
+    argv[argc] = NULL;
+    (void)fflush(stderr);
+    saved = dup(2);
+    if (f == NULL || saved < 0 || dup2(fileno(f), 2) < 0) {
+        return -1;
+    }
+    pr_stop = 0;
+    code = tool_main(argc, argv);
+    (void)fflush(stderr);
+    (void)dup2(saved, 2);
+    (void)close(saved);
+    rewind(f);
+    n = fread(said, 1, sizeof said - 1, f);
+    said[n] = 0;
+    (void)fclose(f);
+    return code;
+}
+
+static int convert(const char *checkpoint, const char *out, const char *type)
+{
+    char words[1200];
+    (void)snprintf(words, sizeof words, "-q %s -o %s%s%s", golden_path(checkpoint), at(out), *type ? " --type " : "",
+                   type);
+    return tool(convert_main, words);
+}
+
+static int quantize(const char *in, const char *out, const char *options)
+{
+    char words[1200];
+    (void)snprintf(words, sizeof words, "-q %s -o %s %s", at(in), at(out), options);
+    return tool(quantize_main, words);
+}
+
+static char *read_file(const char *name, size_t *n)
+{
+    tl_error err;
+    char *data = NULL;
+    memset(&err, 0, sizeof err);
+    (void)tl_read_all(at(name), 1u << 28, &data, n, &err);
+    return data;
+}
+
+static void write_file(const char *name, const char *data, size_t n)
+{
+    FILE *f = fopen(at(name), "wb");
+    CHECK(f != NULL && fwrite(data, 1, n, f) == n);
+    if (f != NULL) {
+        (void)fclose(f);
+    }
+}
+
+static int same_files(const char *a, const char *b)
+{
+    size_t n = 0, m = 0;
+    char *x = read_file(a, &n), *y = read_file(b, &m);
+    int same = x != NULL && y != NULL && n == m && memcmp(x, y, n) == 0;
+    free(x);
+    free(y);
+    return same;
+}
+
+static int exists(const char *name)
+{
+    struct stat st;
+    return stat(at(name), &st) == 0;
+}
+
+/* What the checkpoint's own type becomes through mamba-quantize is what mamba-convert makes of it directly. */
+TEST(same_as_convert)
+{
+    static const char *const models[] = {"mamba1-base", "mamba1-odd", "mamba1-bf16", "mamba1-f16", "mamba1-untied",
+                                         "mamba1-tales", "falcon-mamba", "mamba2-groups", "mamba2-normfirst"};
+    static const char *const types[] = {"f16", "bf16", "q8", "q4"};
+    for (size_t i = 0; i < sizeof models / sizeof models[0]; i++) {
+        CHECK_INT(convert(models[i], "stored", ""), 0);
+        for (int k = strstr(models[i], "16") || strstr(models[i], "tales") ? 2 : 0; k < 4; k++) {
+            char options[32];
+            (void)snprintf(options, sizeof options, "--type %s", types[k]);
+            CHECK_INT(convert(models[i], "direct", types[k]), 0);
+            CHECK_INT(quantize("stored", "through", options), 0);
+            if (!same_files("direct", "through")) {
+                test_fail(__FILE__, __LINE__, models[i]);
+            }
+        }
+    }
+}
+
+static mamba_model *open_model(const char *name)
+{
+    mamba_config cfg;
+    mamba_model *m = NULL;
+    mamba_error e;
+    const char *path = at(name);
+    memset(&cfg, 0, sizeof cfg);
+    cfg.check = MAMBA_CHECK_ALL;
+    CHECK_INT(mamba_open(path, strlen(path), &cfg, &m, &e), MAMBA_OK);
+    return m;
+}
+
+/* q8 to f32 and back loses nothing; q8 to q4 works; the tokenizer travels. */
+TEST(chains)
+{
+    mamba_model *a, *b;
+    uint64_t n = 0, k = 0;
+    const void *p, *q;
+    REQUIRE(convert("mamba1-tales", "q8", "q8") == 0);
+    CHECK_INT(quantize("q8", "f32", "--type f32 --larger"), 0);
+    CHECK_INT(quantize("f32", "back", "--type q8"), 0);
+    CHECK_INT(quantize("q8", "q4", "--type q4"), 0);
+    a = open_model("q8");
+    b = open_model("q4");
+    REQUIRE(a != NULL && b != NULL);
+    CHECK(b->bytes.bytes < a->bytes.bytes * 2 / 3);
+    p = mamba_model_section(a, "tokenizer", 9, &n);
+    q = mamba_model_section(b, "tokenizer", 9, &k);
+    CHECK(n > 0 && n == k && p != NULL && q != NULL && memcmp(p, q, (size_t)n) == 0);
+    mamba_close(b);
+    b = open_model("back");
+    REQUIRE(b != NULL && a->n_tensors == b->n_tensors);
+    for (int i = 0; i < a->n_tensors; i++) {
+        const mbi_tensor *t = &a->tensors[i], *u = &b->tensors[i];
+        if (t->layout == MBI_LAYOUT_PANELS && t->type == MAMBA_Q8) {
+            CHECK(u->type == MAMBA_Q8 &&
+                  memcmp(a->bytes.data + t->offset, b->bytes.data + u->offset, (size_t)t->bytes) == 0);
+        }
+    }
+    mamba_close(a);
+    mamba_close(b);
+}
+
+/* q4 spends at most 4.7 bits on average, and spends them on the first layers. */
+TEST(q4_average)
+{
+    static const char *const models[] = {"mamba1-tales", "mamba1-base", "mamba2-base"};
+    for (int k = 0; k < 3; k++) {
+        double w = 0, bits = 0;
+        mamba_model *m;
+        REQUIRE(convert(models[k], "q4", "q4") == 0);
+        m = open_model("q4");
+        REQUIRE(m != NULL);
+        for (int i = 0; i < m->n_tensors; i++) {
+            const mbi_tensor *t = &m->tensors[i];
+            if (t->layout == MBI_LAYOUT_PANELS && t->type >= MAMBA_Q8) {
+                w += (double)t->rows * t->cols;
+                bits += (double)t->rows * t->cols * (t->type == MAMBA_Q8 ? 8.5 : 4.5);
+            }
+            if (k == 0 && strcmp(t->name, "layer.00000.out_proj") == 0) {
+                CHECK_INT(t->type, MAMBA_Q8);
+            }
+            if (strstr(t->name, "dt_proj") != NULL || strstr(t->name, "dt_in") != NULL) {
+                CHECK(t->type < MAMBA_Q8);
+            }
+        }
+        CHECK(w > 0 && bits / w >= 4.5 && bits / w <= 4.7);
+        mamba_close(m);
+    }
+}
+
+TEST(refused_commands)
+{
+    REQUIRE(convert("mamba1-base", "q8", "q8") == 0);
+    CHECK_INT(quantize("q8", "out", "--type bf16"), 2);
+    CHECK_CONTAINS(said, "--larger");
+    CHECK_INT(quantize("q8", "out", "--type q8"), 2);
+    CHECK_CONTAINS(said, "already");
+    CHECK_INT(quantize("q8", "q8", "--type q4"), 2);
+    CHECK_CONTAINS(said, "is the input");
+    CHECK_INT(quantize("q8", "out", "--type q5"), 2);
+    CHECK_INT(quantize("q8", "out", ""), 2);
+    CHECK_INT(quantize("q8", "out", "--type q4 --fast"), 2);
+    CHECK_INT(quantize("q8", "out", "--type q4 third"), 2);
+    CHECK_INT(quantize("q8", "", "--type q4"), 2);
+    CHECK_INT(quantize("missing", "out", "--type q4"), 1);
+    CHECK_INT(quantize("q8", "no/folder", "--type q4"), 1);
+    CHECK(!exists("out"));
+}
+
+/* A damaged input: each must be refused, without a file left behind. */
+TEST(hostile_inputs)
+{
+    size_t n = 0;
+    char *data, *copy;
+    uint64_t hash;
+    REQUIRE(convert("mamba1-base", "f32", "f32") == 0);
+    data = read_file("f32", &n);
+    copy = (char *)malloc(n);
+    REQUIRE(data != NULL && copy != NULL);
+    write_file("bad", data, n - 1);
+    CHECK_INT(quantize("bad", "out", "--type q8"), 1);
+    write_file("bad", data, 100);
+    CHECK_INT(quantize("bad", "out", "--type q8"), 1);
+    write_file("bad", "", 0);
+    CHECK_INT(quantize("bad", "out", "--type q8"), 1);
+    memcpy(copy, data, n);
+    copy[n - 65] = (char)(copy[n - 65] ^ 1);
+    write_file("bad", copy, n);
+    CHECK_INT(quantize("bad", "out", "--type q8"), 1);
+    CHECK_CONTAINS(said, "checksum");
+    for (int k = 0; k < 2; k++) {   /* a NaN or infinity with good checksums */
+        const uint32_t word = k == 0 ? 0x7fc00000u : 0xff800000u;
+        uint64_t meta;
+        memcpy(copy, data, n);
+        memcpy(&meta, copy + 24, 8);
+        memcpy(copy + meta + 4096, &word, 4);
+        hash = mbi_hash_bytes((const unsigned char *)copy + meta, n - (size_t)meta);
+        memcpy(copy + 40, &hash, 8);
+        hash = mbi_hash_bytes((const unsigned char *)copy + 40, (size_t)meta - 40);
+        memcpy(copy + 32, &hash, 8);
+        write_file("bad", copy, n);
+        CHECK_INT(quantize("bad", "out", "--type q8"), 1);
+        CHECK_CONTAINS(said, "not finite");
+    }
+    CHECK(!exists("out"));
+    free(data);
+    free(copy);
+}
+
+static int stop_at_once(int argc, char **argv)
+{
+    pr_stop = 1;   /* as Ctrl-C would */
+    return quantize_main(argc, argv);
+}
+
+TEST(interrupted)
+{
+    char words[1200];
+    REQUIRE(convert("mamba1-base", "f32", "f32") == 0);
+    (void)snprintf(words, sizeof words, "-q %s -o %s --type q8", at("f32"), at("out"));
+    CHECK_INT(tool(stop_at_once, words), 1);
+    CHECK_CONTAINS(said, "interrupted");
+    CHECK(!exists("out"));
+    (void)snprintf(words, sizeof words, "out.%ld.tmp", (long)getpid());
+    CHECK(!exists(words));
+}
+
+TEST_MAIN("quant")
+{
+    static const char *const leftovers[] = {"stderr", "stored", "direct", "through", "q8", "q4", "f32", "back", "bad"};
+    (void)snprintf(folder, sizeof folder, "/tmp/mamba-quant-XXXXXX");
+    if (mkdtemp(folder) == NULL) {
+        test_fail(__FILE__, __LINE__, "no folder below /tmp");
+        return;
+    }
+    RUN(f16_all_values);
+    RUN(f16_ties);
+    RUN(bf16_ties);
+    RUN(layout_and_error);
+    RUN(q4_search);
+    RUN(q8_error);
+    RUN(zeros);
+    RUN(huge_and_tiny);
+    RUN(refused_values);
+    RUN(same_as_convert);
+    RUN(chains);
+    RUN(q4_average);
+    RUN(refused_commands);
+    RUN(hostile_inputs);
+    RUN(interrupted);
+    for (size_t i = 0; i < sizeof leftovers / sizeof leftovers[0]; i++) {
+        (void)unlink(at(leftovers[i]));
+    }
+    (void)rmdir(folder);
+}
