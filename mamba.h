@@ -238,8 +238,8 @@ typedef struct mamba_log {
 /* ------------------------------------------------------------------------------------------------
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
-/* One way of doing the arithmetic: "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx",
- * "neon", … */
+/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amx",
+ * "neon", "neondot", "wasm". */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -2493,7 +2493,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_int8   Products of q8 and q4 weights by integer dot instructions             (private)
  *
- * For CPUs with 8-bit dot products and nothing better (AVX-512 VNNI, NEON dotprod).  Activations
+ * For CPUs with 8-bit products and nothing better (AVX2, AVX-512 VNNI, NEON dotprod).  Activations
  * are rounded to int8 with one scale per token and 32 columns, absmax/127; products inside a group
  * are exact integers; each group enters the float accumulator by one FMA, groups ascending:
  *   y = sum_g (w_scale[g] * x_scale[g]) * float(sum_{k in g} w[k] * q[k])
@@ -2524,6 +2524,29 @@ MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
 /* acc[row] += sum of 4 columns; x: 4 bytes. */
 #define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), _mm512_set1_epi32((int)mbi_load_u32(x)))
+#elif MBI_PASS == MBI_AVX2
+#define MBI_I(name) MBI_PASTE(name, avx2int8)
+#define MBI_INT8_ATTRIBUTE MBI_ATTRIBUTE
+#define MBI_INT8_BIAS 0
+#define vi __m256i
+#define I_SET1(x) _mm256_set1_epi32(x)
+#define I_TO_FLOAT(v) _mm256_cvtepi32_ps(v)
+#define I_LOAD_Q8(p) V_LOAD_U32(p)
+MBI_FN __m256i MBI_T(i_load_q4)(const unsigned char *p, int high) {
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(MBI_Q4_VALUES));
+    __m256i u = V_LOAD_U32(p);
+    u = _mm256_and_si256(high ? _mm256_srli_epi16(u, 4) : u, _mm256_set1_epi8(15));
+    return _mm256_shuffle_epi8(values, u);
+}
+#define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
+/* maddubs wants unsigned by signed: |w| * (x with the sign of w).  Two products add up to at most
+ * 2*128*127, so that nothing saturates. */
+MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, int x) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w),
+                                         _mm256_sign_epi8(_mm256_set1_epi32(x), w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#define I_DOT(acc, w, x) MBI_T(i_dot)((acc), (w), (int)mbi_load_u32(x))
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 #define MBI_I(name) MBI_PASTE(name, neondot)
 #define MBI_INT8_ATTRIBUTE __attribute__((target("arch=armv8.2-a+dotprod")))
@@ -2554,27 +2577,39 @@ MBI_INT8_FN size_t MBI_I(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tok
     return (size_t)mbi_pad((uint64_t)n, 64) / 32 * (size_t)n_tokens * 40;
 }
 
-/* One token's 32 columns from two blocks of 16; channels from n on count as zero. */
-MBI_INT8_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n, unsigned char *q,
-                                       unsigned char *scale_and_sum) {
+/* One token's 32 columns from two blocks of 16, of which n_blocks exist; the rest are zero. */
+MBI_INT8_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks,
+                                       unsigned char *q, unsigned char *scale_and_sum) {
+    MBI_ALIGN64 float v[32];
     float most = 0.0f;
     float scale;
-    float inverse;
+    vf inverse;
+    vf peak = V_SET1(0.0f);
     int32_t sum = 0;
     int i;
-    for (i = 0; i < mbi_min_int(n, 32); i++) {
-        float v = fabsf(x[(size_t)(i / MBI_LANES) * block + (size_t)(i % MBI_LANES)]);
-        most = v > most ? v : most;
+    memset(v, 0, sizeof v);
+    for (i = 0; i < 32 && i / MBI_LANES < n_blocks; i += V_LANES) {
+        vf in = V_LOAD(x + (size_t)(i / MBI_LANES) * block + i % MBI_LANES);
+        V_STORE(v + i, in);
+        peak = V_MAX(V_ABS(in), peak);
+    }
+    {
+        MBI_ALIGN64 float lanes[V_LANES];
+        V_STORE(lanes, peak);
+        for (i = 0; i < V_LANES; i++) {
+            most = lanes[i] > most ? lanes[i] : most;
+        }
     }
     scale = most / 127.0f;
-    inverse = most > 0.0f ? 127.0f / most : 0.0f;
-    for (i = 0; i < 32; i++) {
-        float v = i < n ? x[(size_t)(i / MBI_LANES) * block + (size_t)(i % MBI_LANES)] : 0.0f;
+    inverse = V_SET1(most > 0.0f ? 127.0f / most : 0.0f);
+    for (i = 0; i < 32; i += V_LANES) {
         /* adding 1.5*2^23 rounds to nearest even; |v * inverse| <= 127.00001 */
-        uint32_t bits = mbi_f32_bits(v * inverse + 12582912.0f);
-        int r = (int)(signed char)(bits & 0xffu);
-        q[i] = (unsigned char)(bits & 0xffu);
-        sum += r;
+        V_STORE(v + i, V_FMA(V_LOAD(v + i), inverse, V_SET1(12582912.0f)));
+    }
+    for (i = 0; i < 32; i++) {
+        signed char byte = (signed char)(mbi_f32_bits(v[i]) & 0xffu);
+        q[i] = (unsigned char)byte;
+        sum += byte;
     }
     sum *= -MBI_INT8_BIAS;
     memcpy(scale_and_sum, &scale, 4);
@@ -2594,44 +2629,65 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
     for (g = 0; g * 32 < mbi_pad_int(n, 64); g++) {
         for (t = t0; t < t1; t++) {
             MBI_I(mbi_int8_group)(x + (size_t)g * 2 * block + (size_t)t * MBI_LANES, block,
-                                  n - g * 32, group + (size_t)t * 32,
+                                  (n + 15) / 16 - g * 2, group + (size_t)t * 32,
                                   group + (size_t)n_tokens * 32 + (size_t)t * 8);
         }
         group += (size_t)n_tokens * 40;
     }
 }
 
-/* One group of one panel for V_LANES rows from `row` on, tokens [t0, t1): acc[t][16] += … */
+/* One group of one panel for V_LANES rows from `row` on, tokens [t0, t1): acc[t][16] += …  The 32
+ * columns stay in 8 registers while the tokens pass. */
 MBI_INT8_FN void MBI_I(mbi_int8_product)(const mbi_mat *w, const unsigned char *panel, int row,
                                          int g, const unsigned char *x, int n_tokens, int t0,
                                          int t1, float *acc) {
     size_t data = w->type == MAMBA_Q8 ? 1024 : 512;
     const unsigned char *block = panel + (size_t)(g / 2) * (data + 64);
     const unsigned char *unit = block + (size_t)(g % 2) * (data / 2) + 4 * row;
+    const unsigned char *scales = x + (size_t)n_tokens * 32 + (size_t)t0 * 8;
     vf scale = V_LOAD_F16(block + data + (size_t)(g % 2) * 32 + 2 * row);
-    vi u[8];
+    vi u0, u1, u2, u3, u4, u5, u6, u7;
     int t;
-    int i;
-    for (i = 0; i < 8; i++) {
-        u[i] = w->type == MAMBA_Q8 ? I_LOAD_Q8(unit + 64 * i)
-                                   : I_LOAD_Q4(unit + 64 * (i / 2), i % 2);
+    x += (size_t)t0 * 32;
+    if (w->type == MAMBA_Q8) {
+        u0 = I_LOAD_Q8(unit);
+        u1 = I_LOAD_Q8(unit + 64);
+        u2 = I_LOAD_Q8(unit + 128);
+        u3 = I_LOAD_Q8(unit + 192);
+        u4 = I_LOAD_Q8(unit + 256);
+        u5 = I_LOAD_Q8(unit + 320);
+        u6 = I_LOAD_Q8(unit + 384);
+        u7 = I_LOAD_Q8(unit + 448);
+    } else {
+        u0 = I_LOAD_Q4(unit, 0);
+        u1 = I_LOAD_Q4(unit, 1);
+        u2 = I_LOAD_Q4(unit + 64, 0);
+        u3 = I_LOAD_Q4(unit + 64, 1);
+        u4 = I_LOAD_Q4(unit + 128, 0);
+        u5 = I_LOAD_Q4(unit + 128, 1);
+        u6 = I_LOAD_Q4(unit + 192, 0);
+        u7 = I_LOAD_Q4(unit + 192, 1);
     }
-    for (t = t0; t < t1; t++) {
-        const unsigned char *q = x + (size_t)t * 32;
-        float x_scale = mbi_bits_f32(mbi_load_u32(x + (size_t)n_tokens * 32 + (size_t)t * 8));
-        vi sum = I_SET1((int)mbi_load_u32(x + (size_t)n_tokens * 32 + (size_t)t * 8 + 4));
-        float *a = acc + (size_t)(t - t0) * MBI_LANES + row;
-        for (i = 0; i < 8; i++) {
-            sum = I_DOT(sum, u[i], q + 4 * i);
-        }
-        V_STORE(a, V_FMA(V_MUL(scale, V_SET1(x_scale)), I_TO_FLOAT(sum), V_LOAD(a)));
+    acc += row;
+    for (t = t0; t < t1; t++, x += 32, scales += 8, acc += MBI_LANES) {
+        vi sum = I_SET1((int)mbi_load_u32(scales + 4));
+        sum = I_DOT(sum, u0, x);
+        sum = I_DOT(sum, u1, x + 4);
+        sum = I_DOT(sum, u2, x + 8);
+        sum = I_DOT(sum, u3, x + 12);
+        sum = I_DOT(sum, u4, x + 16);
+        sum = I_DOT(sum, u5, x + 20);
+        sum = I_DOT(sum, u6, x + 24);
+        sum = I_DOT(sum, u7, x + 28);
+        V_STORE(acc, V_FMA(V_MUL(scale, V_SET1(mbi_bits_f32(mbi_load_u32(scales)))),
+                           I_TO_FLOAT(sum), V_LOAD(acc)));
     }
 }
 
 MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     enum { TILE = 64 };
     const mbi_mat *w = g->w;
-    float acc[TILE * MBI_LANES];
+    MBI_ALIGN64 float acc[TILE * MBI_LANES];
     int n_groups = (w->cols + 31) / 32;
     int p;
     int start;
@@ -2641,15 +2697,15 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
     }
     for (p = p0; p < p1; p++) {
         const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
-        int n_rows = g->exact_rows ? mbi_min_int(MBI_LANES, w->rows - p * MBI_LANES) : MBI_LANES;
         for (start = t0; start < t1; start += TILE) {
             int end = mbi_min_int(start + TILE, t1);
             int i;
             int k;
             int t;
             for (t = 0; t < end - start; t++) {
-                for (i = 0; i < MBI_LANES; i++) {
-                    acc[t * MBI_LANES + i] = g->bias ? g->bias[p * MBI_LANES + i] : 0.0f;
+                for (i = 0; i < MBI_LANES; i += V_LANES) {
+                    V_STORE(acc + t * MBI_LANES + i,
+                            g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
                 }
             }
             for (k = 0; k < n_groups; k++) {
@@ -2659,13 +2715,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                     MBI_I(mbi_int8_product)(w, panel, i, k, x, g->n_tokens, start, end, acc);
                 }
             }
-            for (t = start; t < end; t++) {
-                float *y = g->y + (size_t)p * g->y_panel + (size_t)t * g->y_token;
-                for (i = 0; i < n_rows; i++) {
-                    float v = acc[(t - start) * MBI_LANES + i];
-                    y[i] = g->add ? y[i] + v : v;
-                }
-            }
+            MBI_T(mbi_gemm_finish)(g, p, start, end - start, acc, MBI_LANES);
         }
     }
 }
@@ -3294,6 +3344,9 @@ static const mamba_target mbi_target_amx = {
 #if MBI_PASS == MBI_AVX512 && MBI_BUILD_AVX512VNNI
 static const mamba_target mbi_target_avx512vnni = {
     "avx512vnni", MBI_CPU_AVX512VNNI, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
+#elif MBI_PASS == MBI_AVX2
+static const mamba_target mbi_target_avx2int8 = {
+    "avx2int8", MBI_CPU_AVX2, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 static const mamba_target mbi_target_neondot = {
     "neondot", MBI_CPU_DOTPROD, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
@@ -3373,6 +3426,7 @@ static const mamba_target *mbi_target_at(int i) {
 #endif
 #if MBI_BUILD_AVX2
         &mbi_target_avx2,
+        &mbi_target_avx2int8,
 #endif
 #if MBI_BUILD_AVX512
         &mbi_target_avx512,

@@ -207,7 +207,8 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
             bound += ldexp(sum, -7);
         }
         bound += 1e-30; /* products of denormals count as 0 */
-    } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0) &&
+    } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
+                strcmp(name, "avx2int8") == 0) &&
                (type == MAMBA_Q8 || type == MAMBA_Q4)) {
         bound += group / 254 * 1.01;
     }
