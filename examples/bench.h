@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
     cli_model m;
     const char *synthetic, *type, *threads, *prefill, *write;
-    int64_t decode, reps, limit_mib, length, chunk;
+    int64_t decode, reps, limit_mib, length, chunk, prefill_chunk, time_chunk;
     double seconds;
     int json, profile;
 
@@ -263,7 +263,9 @@ static int bench_state(const bench_job *j, int threads, mamba_state **state) {
     mamba_error err;
     memset(&options, 0, sizeof options);
     options.n_threads = threads;
-    options.max_tokens = 8192;
+    options.max_tokens = j->length > 0 ? j->length : 8192;
+    options.prefill_chunk = (int32_t)j->prefill_chunk;
+    options.time_chunk = (int32_t)j->time_chunk;
     return mamba_state_create(j->m.model, &options, state, &err) == MAMBA_OK ? CLI_OK
                                                                              : cli_error(&err);
 }
@@ -675,6 +677,10 @@ static int cmd_bench(int argc, char **argv) {
          "instead: stream N tokens; speed and resident memory\nat every power of ten", 0},
         {"chunk", 0, CLI_INT, &j.chunk, 1, 1000000, "N",
          "tokens in a piece of --length (default: 256)", 0},
+        {"prefill-chunk", 0, CLI_INT, &j.prefill_chunk, 1, 4096, "N",
+         "tokens worked on at once (default: the library's)", 0},
+        {"time-chunk", 0, CLI_INT, &j.time_chunk, 0, 4096, "N",
+         "scan chunks of N tokens in parallel, 64 or more,\n0 = scan in sequence (default: 0)", 0},
         {"json", 0, CLI_FLAG, &j.json, 0, 0, NULL, "one JSON object a line instead of a table", 0}};
     const cli_page page = {
         "bench",
