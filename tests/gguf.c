@@ -1341,7 +1341,7 @@ TEST(malformed_header)
     CASE("F01", TL_ERR_FORMAT, "found no GGUF file", buf_put(&b, "FUGG", 4); fill(&b, 28));
     CASE("F02", TL_ERR_FORMAT, "byte 4: header: found version 0, allowed: 2 and 3",
          head(&b, 0, 0, 0));
-    CASE("F03", TL_ERR_UNSUPPORTED, "found version 1", head(&b, 1, 0, 0));
+    CASE("F03", TL_ERR_UNSUPPORTED, "found version 1, allowed: versions 2 and 3 (convert", head(&b, 1, 0, 0));
     CASE("F04", TL_ERR_UNSUPPORTED, "found version 4", head(&b, 4, 0, 0));
     CASE("F05", TL_ERR_UNSUPPORTED, "the other byte order", head(&b, 0x03000000, 0, 0));
     CASE("F06", TL_ERR_FORMAT, "found a number of tensors of 18446744073709551615",
@@ -1795,6 +1795,30 @@ static void check_small(const char *id, const small *s, tl_status want, const ch
         check_small((id), &s, (want), (piece));                                                   \
     } while (0)
 
+/* Places without a token: type 5, or type 4 with the text that early files give them. */
+TEST(padding_is_no_token)
+{
+    static const int types[] = {VOC_UNUSED, VOC_USER, VOC_CONTROL};
+    for (int k = 0; k < 3; k++) {
+        small s = {
+            "gpt2", "gpt-2", {"a", "b", "ab", "<s>", "[PAD4]", "[PAD5]"}, {"a b"}, {1, 1, 1, 3}, 0,
+            0,      0};
+        buf b;
+        tl_error err;
+        unsigned char *section = NULL;
+        size_t bytes = 0;
+        s.types[4] = s.types[5] = types[k];
+        small_bytes(&s, &b);
+        CHECK(save(scratch("v.gguf"), b.bytes, b.n));
+        CHECK_INT(read_section(scratch("v.gguf"), &section, &bytes, &err), TL_OK);
+        CHECK_INT(section != NULL ? tl_le32(section + 24) : 0, k < 2 ? 4 : 6); /* ids */
+        CHECK_INT(section != NULL ? tl_le32(section + 28) : 0, k < 2 ? 1 : 3); /* added tokens */
+        tl_free(section);
+        buf_free(&b);
+        unlink(scratch("v.gguf"));
+    }
+}
+
 TEST(vocabularies_refused)
 {
     SMALL("accepted", TL_OK, "", (void)0);
@@ -2011,6 +2035,7 @@ TEST_MAIN("gguf")
     RUN(beyond_4_gib);
     RUN(models_refused);
     RUN(vocabularies_refused);
+    RUN(padding_is_no_token);
     RUN(every_prefix);
     RUN(every_byte);
     RUN(every_allocation);

@@ -112,6 +112,14 @@ TL_FN tl_status voc_gguf_type_fault(const voc_gguf *v, uint64_t i, uint32_t type
                             "1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused", v->r.err);
 }
 
+/* Is this the text of a place without a token, "[PAD" its id "]"? Early files give it type 4. */
+TL_FN int voc_gguf_is_pad(json_text text, uint64_t id)
+{
+    char name[32];
+    int n = snprintf(name, sizeof name, "[PAD%llu]", (unsigned long long)id);
+    return text.len == (size_t)n && memcmp(text.ptr, name, text.len) == 0;
+}
+
 /* All tokens that are in use, by rising id. */
 TL_FN tl_status voc_gguf_tokens(voc_gguf *v)
 {
@@ -131,7 +139,7 @@ TL_FN tl_status voc_gguf_tokens(voc_gguf *v)
         if (type < VOC_NORMAL || type > VOC_UNUSED) {
             return voc_gguf_type_fault(v, i, type);
         }
-        if (type == VOC_UNUSED) {
+        if (type == VOC_UNUSED || (type == VOC_USER && voc_gguf_is_pad(text, i))) {
             continue;
         }
         if (text.len == 0 || (type != VOC_NORMAL && text.len > MBI_TOK_MAX_ADDED_BYTES)) {
