@@ -19,6 +19,7 @@ cc_name := $(notdir $(firstword $(CC)))
 B ?= build$(if $(filter-out cc-release,$(cc_name)-$(config)),/$(cc_name)-$(config))
 GOLDEN_B ?= $(B)
 flags_release =
+test_release = -O1 # of the tests themselves; the library that they link is built with CFLAGS
 flags_debug = -O0
 flags_sanitize = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 ifeq ($(filter $(config),release debug sanitize),)
@@ -48,7 +49,7 @@ check: all $(TESTS:%=$(B)/tests/%) $(MODELS) ## every test, offline; the last li
 	@B=$(B) CC="$(CC)" RUN="$(RUN)" JOBS=$(JOBS) sh tests/run $(SUITES)
 
 sanitize: ## the suites under the address and undefined-behaviour sanitizers
-	$(MAKE) config=sanitize B=$(B)/sanitize SCRIPTS= check
+	MAMBA_TEST_QUICK=1 $(MAKE) config=sanitize B=$(B)/sanitize SCRIPTS= check
 
 compile: ## only the compile tests: languages, compilers, options, symbols
 	@B=$(B) CC="$(CC)" sh tests/run tests/compile.sh
@@ -68,6 +69,15 @@ accuracy: $(B)/mamba-accuracy $(B)/mamba-convert ## what the weight types cost, 
 	    $(B)/mamba-convert -q $(CHECKPOINTS)/$$m -o $(B)/accuracy/$$m-$$t.mamba --type $$t || exit 1; done; \
 	    echo; echo "$$m, tales-unseen.txt"; cd $(B)/accuracy; ../mamba-accuracy $$m-f32.mamba \
 	    $(abspath $(CHECKPOINTS))/tales-unseen.txt $$m-bf16.mamba $$m-q8.mamba $$m-q4.mamba || exit 1; cd $(CURDIR); done
+
+FUZZ_SECONDS ?= 20
+fuzz: $(B)/golden/mamba1-long.mamba ## a short round of each fuzzer (clang; FUZZ_SECONDS=20)
+	@for f in tests/fuzz/*.c; do n=$(B)/fuzz-$$(basename $$f .c); mkdir -p $$n.corpus; \
+	    clang -std=c99 -D_POSIX_C_SOURCE=200809L -O1 -g -fsanitize=fuzzer,address,undefined \
+	    -fno-sanitize-recover=all -I. -Itools -Itests -DFUZZ_MODEL=\"$<\" $$f -o $$n -lm && \
+	    $$n -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=4096 \
+	    -artifact_prefix=$(B)/ $$n.corpus > $$n.log 2>&1 || { tail -n 40 $$n.log; exit 1; }; \
+	    tail -n 1 $$n.log; done
 
 format: ## rewrite the C files in the project's style
 	clang-format -i mamba.h tools/*.[ch] examples/*.c tests/*.[ch]
@@ -110,7 +120,7 @@ $(B)/mamba-convert $(B)/mamba-quantize $(B)/mamba-accuracy: $(B)/mamba-%: tools/
 
 $(TESTS:%=$(B)/tests/%): $(B)/tests/%: tests/%.c $(B)/libmamba.a Makefile
 	@mkdir -p $(@D)
-	$(CC) $(FLAGS) -Itests -Itools -DBUILD_DIR=\"$(GOLDEN_B)\" $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
+	$(CC) $(FLAGS) $(test_$(config)) -Itests -Itools -DBUILD_DIR=\"$(GOLDEN_B)\" $(OPENMP) $< $(B)/libmamba.a -o $@ $(LIBS)
 
 # The golden checkpoints, converted: NAME.mamba as f32, NAME-bf16.mamba, NAME-q8.mamba.
 convert = @mkdir -p $(@D); echo "$(B)/mamba-convert $< -o $@ --type $(1)"; \
