@@ -775,6 +775,16 @@ static int score_all(score_job *j) {
     return code;
 }
 
+/* Tokens that attention layers must have room for: no text has more tokens than bytes.  (Other layers
+ * need no room.) */
+static int64_t score_room(const cli_source *source) {
+    struct stat st;
+    if (fstat(source->fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > (1 << 20)) {
+        return (int64_t)1 << 20;
+    }
+    return (int64_t)st.st_size + 16;
+}
+
 static int score_go(score_job *j, const cli_page *page) {
     int code;
     if ((j->file != NULL) == (j->tokens != NULL)) {
@@ -794,7 +804,8 @@ static int score_go(score_job *j, const cli_page *page) {
         code = cli_source_open(&j->feed.source, j->tokens && path[0] == '@' ? path + 1 : path);
     }
     if (code == CLI_OK) {
-        code = cli_create(&j->m, (int64_t)1 << 20, SCORE_CHUNK + 1, &j->state, &j->logits);
+        code = cli_create(&j->m, score_room(&j->feed.source), SCORE_CHUNK + 1, &j->state,
+                          &j->logits);
     }
     if (code == CLI_OK) {
         code = score_all(j);
