@@ -322,7 +322,8 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
                      j->m.info.weight_type, j->threads_list[t], tokens, f.median, "tok/s",
                      100.0 * f.spread);
         if (share.n > 0) {
-            (void)printf("  %5.1f %% of %s%s%s", 100.0 * share.median, bench_limit_names[which].name,
+            (void)printf("  %5.1f %% of %s%s%s", 100.0 * share.median,
+                         bench_limit_names[which].name,
                          bench_limit_names[which].type[0] ? " " : "",
                          bench_limit_names[which].type);
         }
@@ -651,7 +652,8 @@ static int cmd_bench(int argc, char **argv) {
     cli_option options[] = {
         {"model", 'm', CLI_TEXT, &j.m.path, 0, 0, "FILE", "the .mamba file to measure", 0},
         {"synthetic", 0, CLI_TEXT, &j.synthetic, 0, 0, "NAME",
-         "or generated weights in a published geometry: 130m,\n370m, 790m, 1.4b, 2.8b, mamba2-130m, -370m, -780m,\n-1.3b, -2.7b (or tiny, mamba2-tiny)",
+         "or generated weights in a published geometry: 130m,\n370m, 790m, 1.4b, 2.8b, mamba2-130m, "
+         "-370m, -780m,\n-1.3b, -2.7b (or tiny, mamba2-tiny)",
          0},
         {"type", 0, CLI_TEXT, &j.type, 0, 0, "T",
          "of --synthetic: f32, f16, bf16, q8, q4 (default: q8)", 0},

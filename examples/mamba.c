@@ -775,8 +775,8 @@ static int score_all(score_job *j) {
     return code;
 }
 
-/* Tokens that attention layers must have room for: no text has more tokens than bytes.  (Other layers
- * need no room.) */
+/* Tokens that attention layers must have room for: no text has more tokens than bytes.  (Other
+ * layers need no room.) */
 static int64_t score_room(const cli_source *source) {
     struct stat st;
     if (fstat(source->fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > (1 << 20)) {
