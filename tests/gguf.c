@@ -1699,6 +1699,17 @@ TEST(models_refused)
           "tensor \"blk.536870912.attn_norm.weight\": found a tensor without a place",
           patch_u32(&b, "mamba.vocab_size", 97));
     gt_free(&f);
+    REQUIRE(gt_golden(&f, "mamba1-base"));
+    for (int i = 0; i < f.n; i++) {
+        if (strcmp(f.t[i].name, "blk.1.ssm_a") == 0) {
+            f.t[i].n_dims = 1;
+            f.t[i].ne[0] = f.t[i].ne[1];
+            f.t[i].bytes = (size_t)f.t[i].ne[0] * 4;
+        }
+    }
+    MODEL("G10 an axis less", TL_ERR_FORMAT, "tensor \"blk.1.ssm_a\": found (64), allowed: (inner_size",
+          (void)0);
+    gt_free(&f);
     if (gt_golden(&f, "mamba2-groups")) {
         MODEL("mamba2 accepted", TL_OK, "", (void)0);
         MODEL("mamba2 heads", TL_ERR_FORMAT,
