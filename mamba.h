@@ -506,8 +506,8 @@ MAMBA_API mamba_status mamba_scan_time_parallel(const mamba_target *target, cons
                                                 const mamba_parallel *parallel,
                                                 const mamba_memory *memory, mamba_error *err);
 
-/* The Mamba-2 layer's core (SSD) over T tokens [Dao & Gu 2024, eq. 1 with A = a I, section 3].  Zero
- * it, fill what you have.  For head p with group g = p / (n_heads / n_groups):
+/* The Mamba-2 layer's core (SSD) over T tokens [Dao & Gu 2024, eq. 1 with A = a I, section 3].
+ * Zero it, fill what you have.  For head p with group g = p / (n_heads / n_groups):
  *   dt  = min(max(softplus(dt + dt_bias), dt_min), dt_max)       (softplus if dt_softplus)
  *   h_p = exp(dt_p A_p) h_p + dt_p x_p B_g^T       y_p = (h_p C_g + D x_p) * silu(z_p)          */
 typedef struct mamba_ssd {
@@ -523,8 +523,8 @@ typedef struct mamba_ssd {
     const float *B, *C;      /* (T, n_groups, d_state) */
     const float *D;          /* (n_heads), or per channel, or NULL */
     const float *z;          /* (T, n_heads, headdim) gate, or NULL */
-    float *state;            /* (n_heads, headdim, d_state) initial state, replaced by the final one;
-                                NULL = zero, final state dropped */
+    float *state;            /* (n_heads, headdim, d_state) initial state, replaced by the final
+                                one; NULL = zero, final state dropped */
     float *y;                /* (T, n_heads, headdim) */
 } mamba_ssd;
 
@@ -1845,8 +1845,9 @@ MBI_KERNEL void MBI_T(mbi_k_softplus)(const float *x, const float *bias, float *
     }
 }
 
-/* Per token 16 partial sums over the channel blocks, then a fixed tree.  Eight tokens at a time: the
- * blocks of one token lie a power of two apart and would push each other out of the first cache. */
+/* Per token 16 partial sums over the channel blocks, then a fixed tree.  Eight tokens at a time:
+ * the blocks of one token lie a power of two apart and would push each other out of the first
+ * cache. */
 MBI_KERNEL void MBI_T(mbi_k_rmsnorm)(const float *x, const float *w, float eps, int n, int n_tokens,
                                      int t0, int t1, float *y) {
     enum { TILE = 8 };

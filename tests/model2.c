@@ -1,9 +1,9 @@
-/*  model2.c: Mamba-2, gated MLP and attention layers.
- *
- *  The golden checkpoints mamba2-*, and checkpoints that this program draws at random in geometries that no published
- *  model has, against a forward pass in double that is written from the formulas below and knows nothing of blocks,
- *  padding, chunks or caches; on every target. And that neither the cut of the prompt, nor threads, nor save, restore
- *  and fork change a bit. The converter is compiled in and run on the written folders.
+/*  model2.c: Mamba-2, gated MLP and attention layers.  The golden checkpoints mamba2-*, and
+ *  checkpoints that this program draws at random in geometries that no published model has,
+ *  against a forward pass in double that is written from the formulas below and knows nothing of
+ *  blocks, padding, chunks or caches; on every target. And that neither the cut of the prompt, nor
+ *  threads, nor save, restore and fork change a bit. The converter is compiled in and run on the
+ *  written folders.
  */
 int cv_main(int argc, char **argv);
 #define main cv_main
@@ -19,10 +19,9 @@ int cv_main(int argc, char **argv);
 
 static const mamba_target *target;
 
-/* ---- models and states -------------------------------------------------------------------------------------------- */
+/* ---- models and states ----------------------------------------------------------------------- */
 
-static float *floats(size_t n)
-{
+static float *floats(size_t n) {
     float *p = (float *)calloc(n + 1, sizeof(float));
     if (p == NULL) {
         golden_die("model2", "out of memory");
@@ -30,8 +29,7 @@ static float *floats(size_t n)
     return p;
 }
 
-static double *doubles(size_t n)
-{
+static double *doubles(size_t n) {
     double *p = (double *)calloc(n + 1, sizeof(double));
     if (p == NULL) {
         golden_die("model2", "out of memory");
@@ -39,8 +37,7 @@ static double *doubles(size_t n)
     return p;
 }
 
-static mamba_model *open_path(const char *path)
-{
+static mamba_model *open_path(const char *path) {
     mamba_config c;
     mamba_model *m = NULL;
     mamba_error err;
@@ -55,8 +52,7 @@ static mamba_model *open_path(const char *path)
     return m;
 }
 
-static mamba_state *new_state(const mamba_model *m, int n_threads, int chunk, int max_tokens)
-{
+static mamba_state *new_state(const mamba_model *m, int n_threads, int chunk, int max_tokens) {
     mamba_state_options o;
     mamba_state *s = NULL;
     memset(&o, 0, sizeof o);
@@ -69,15 +65,14 @@ static mamba_state *new_state(const mamba_model *m, int n_threads, int chunk, in
     return s;
 }
 
-static size_t vocab_of(const mamba_model *m)
-{
+static size_t vocab_of(const mamba_model *m) {
     mamba_info info;
     mamba_model_info(m, &info);
     return (size_t)info.n_vocab;
 }
 
-static mamba_status run_all(mamba_state *s, const int32_t *tokens, size_t n, float *logits, size_t n_vocab)
-{
+static mamba_status run_all(mamba_state *s, const int32_t *tokens, size_t n, float *logits,
+                            size_t n_vocab) {
     mamba_io io;
     memset(&io, 0, sizeof io);
     io.tokens = tokens;
@@ -88,8 +83,8 @@ static mamba_status run_all(mamba_state *s, const int32_t *tokens, size_t n, flo
     return mamba_run(s, &io, NULL);
 }
 
-static float *logits_of(const mamba_model *m, const int32_t *tokens, size_t n, int n_threads, int chunk)
-{
+static float *logits_of(const mamba_model *m, const int32_t *tokens, size_t n, int n_threads,
+                        int chunk) {
     mamba_state *s = new_state(m, n_threads, chunk, 0);
     float *out = floats(n * vocab_of(m));
     CHECK_INT(run_all(s, tokens, n, out, vocab_of(m)), MAMBA_OK);
@@ -97,8 +92,7 @@ static float *logits_of(const mamba_model *m, const int32_t *tokens, size_t n, i
     return out;
 }
 
-static double deviation(const float *x, size_t n)
-{
+static double deviation(const float *x, size_t n) {
     double sum = 0.0, squares = 0.0;
     for (size_t i = 0; i < n; i++) {
         sum += (double)x[i];
@@ -107,13 +101,11 @@ static double deviation(const float *x, size_t n)
     return sqrt(squares / (double)n - sum / (double)n * (sum / (double)n));
 }
 
-static int same(const float *a, const float *b, size_t n)
-{
+static int same(const float *a, const float *b, size_t n) {
     return memcmp(a, b, n * sizeof(float)) == 0;
 }
 
-static int32_t argmax(const float *x, size_t n)
-{
+static int32_t argmax(const float *x, size_t n) {
     size_t best = 0;
     for (size_t i = 1; i < n; i++) {
         best = x[i] > x[best] ? i : best;
@@ -121,10 +113,10 @@ static int32_t argmax(const float *x, size_t n)
     return (int32_t)best;
 }
 
-/* Other cuts of the prompt, other numbers of threads, single steps, a snapshot and a fork in the middle: the same bits
- * as `expected`, the logits of all tokens by one call of one thread. */
-static void check_bits(const mamba_model *m, const int32_t *tokens, size_t n, const float *expected)
-{
+/* Other cuts of the prompt, other numbers of threads, single steps, a snapshot and a fork in the
+ * middle: the same bits as `expected`, the logits of all tokens by one call of one thread. */
+static void check_bits(const mamba_model *m, const int32_t *tokens, size_t n,
+                       const float *expected) {
     static const int chunks[] = {1, 7, 16, 33, 4096}, threads[] = {2, 3};
     size_t V = vocab_of(m), half = n / 2;
     float *got = floats(n * V);
@@ -165,9 +157,10 @@ static void check_bits(const mamba_model *m, const int32_t *tokens, size_t n, co
     mamba_state_free(t);
 }
 
-/* The chunked form of Mamba-2 layers: near `expected`, in units of its deviation, and threads change no bit. */
-static void check_chunked(const mamba_model *m, const int32_t *tokens, size_t n, const float *expected, double bound)
-{
+/* The chunked form of Mamba-2 layers: near `expected`, in units of its deviation, and threads
+ * change no bit. */
+static void check_chunked(const mamba_model *m, const int32_t *tokens, size_t n,
+                          const float *expected, double bound) {
     size_t V = vocab_of(m);
     mamba_state_options o;
     float *got[2];
@@ -192,15 +185,14 @@ static void check_chunked(const mamba_model *m, const int32_t *tokens, size_t n,
     free(got[1]);
 }
 
-/* ---- golden checkpoints --------------------------------------------------------------------------------------------- */
+/* ---- golden checkpoints ---------------------------------------------------------------------- */
 
 static const char *const golden_names[] = {
-    "mamba2-base", "mamba2-long", "mamba2-original", "mamba2-original-long", "mamba2-groups", "mamba2-dtlimit",
-    "mamba2-dhdim", "mamba2-normfirst", "mamba2-nonorm", "mamba2-dssm"};
+    "mamba2-base",    "mamba2-long",  "mamba2-original",  "mamba2-original-long", "mamba2-groups",
+    "mamba2-dtlimit", "mamba2-dhdim", "mamba2-normfirst", "mamba2-nonorm",        "mamba2-dssm"};
 enum { N_GOLDEN = sizeof golden_names / sizeof golden_names[0] };
 
-static void check_golden(const char *name)
-{
+static void check_golden(const char *name) {
     char path[300];
     golden g;
     golden_tensor ids, logits, greedy;
@@ -252,8 +244,7 @@ static void check_golden(const char *name)
     mamba_close(m);
 }
 
-static void every_target(void (*test)(void))
-{
+static void every_target(void (*test)(void)) {
     for (int i = 0; mamba_target_at(i) != NULL; i++) {
         target = mamba_target_at(i);
         if (mamba_target_usable(target)) {
@@ -263,30 +254,28 @@ static void every_target(void (*test)(void))
     target = NULL;
 }
 
-static void golden_all(void)
-{
+static void golden_all(void) {
     for (int i = 0; i < N_GOLDEN; i++) {
         check_golden(golden_names[i]);
     }
 }
 
-TEST(golden_logits)
-{
+TEST(golden_logits) {
     every_target(golden_all);
 }
 
-/* ---- random checkpoints ------------------------------------------------------------------------------------------------ */
+/* ---- random checkpoints ---------------------------------------------------------------------- */
 
 typedef struct {
-    const char *config;         /* the rest of config.json */
+    const char *config; /* the rest of config.json */
     int d, n_layers, vocab, d_mlp;
-    unsigned attention;         /* bit i: layer i is one */
+    unsigned attention; /* bit i: layer i is one */
     int d_inner, d_ssm, d_state, headdim, n_groups, d_conv;
     int norm, norm_first, D_channel, bias, conv_bias;
     double dt_lo, dt_hi;
     int heads, kv, hd, rotary, adjacent, attn_conv, attn_mlp, qkv_bias;
     double scale;
-    const char *prefix;         /* of the tensors' names */
+    const char *prefix; /* of the tensors' names */
     int mistral;
 } net;
 
@@ -303,15 +292,14 @@ typedef struct {
     uint64_t seed;
 } weights;
 
-static double uniform(uint64_t *seed)   /* in [-1, 1) */
+static double uniform(uint64_t *seed) /* in [-1, 1) */
 {
     *seed = *seed * 6364136223846793005u + 1442695040888963407u;
     return (double)(int32_t)(*seed >> 32) / 2147483648.0;
 }
 
-static void draw(weights *w, const char *prefix, const char *name, size_t a, size_t b, size_t c, double middle,
-                 double spread)
-{
+static void draw(weights *w, const char *prefix, const char *name, size_t a, size_t b, size_t c,
+                 double middle, double spread) {
     weight *t = &w->list[w->n++];
     memset(t, 0, sizeof *t);
     (void)snprintf(t->name, sizeof t->name, "%s%s", prefix, name);
@@ -326,8 +314,7 @@ static void draw(weights *w, const char *prefix, const char *name, size_t a, siz
     }
 }
 
-static const float *find(const weights *w, const net *net_, int layer, const char *name)
-{
+static const float *find(const weights *w, const net *net_, int layer, const char *name) {
     char full[160];
     if (layer >= 0) {
         (void)snprintf(full, sizeof full, "%sbackbone.layers.%d.%s", net_->prefix, layer, name);
@@ -342,8 +329,7 @@ static const float *find(const weights *w, const net *net_, int layer, const cha
     return NULL;
 }
 
-static void draw_all(const net *n, weights *w)
-{
+static void draw_all(const net *n, weights *w) {
     size_t d = (size_t)n->d;
     char p[96];
     memset(w, 0, sizeof *w);
@@ -395,15 +381,13 @@ static void draw_all(const net *n, weights *w)
     }
 }
 
-static void put(FILE *f, const void *p, size_t n)
-{
+static void put(FILE *f, const void *p, size_t n) {
     if (fwrite(p, 1, n, f) != n) {
         golden_die("model2", "can't write");
     }
 }
 
-static void write_checkpoint(const net *n, const weights *w, const char *folder)
-{
+static void write_checkpoint(const net *n, const weights *w, const char *folder) {
     char path[400], *json = (char *)malloc(200 * 200);
     uint64_t length = 0, at = 0;
     FILE *f;
@@ -414,18 +398,19 @@ static void write_checkpoint(const net *n, const weights *w, const char *folder)
     length = (uint64_t)sprintf(json, "{");
     for (int i = 0; i < w->n; i++) {
         const weight *t = &w->list[i];
-        length += (uint64_t)sprintf(json + length, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%lu", i ? "," : "", t->name,
-                                    (unsigned long)t->shape[0]);
+        length += (uint64_t)sprintf(json + length, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%lu",
+                                    i ? "," : "", t->name, (unsigned long)t->shape[0]);
         for (int k = 1; k < t->rank; k++) {
             length += (uint64_t)sprintf(json + length, ",%lu", (unsigned long)t->shape[k]);
         }
-        length += (uint64_t)sprintf(json + length, "],\"data_offsets\":[%lu,%lu]}", (unsigned long)at,
-                                    (unsigned long)(at + 4 * t->n));
+        length += (uint64_t)sprintf(json + length, "],\"data_offsets\":[%lu,%lu]}",
+                                    (unsigned long)at, (unsigned long)(at + 4 * t->n));
         at += 4 * t->n;
     }
     length += (uint64_t)sprintf(json + length, "}");
     (void)mkdir(folder, 0777);
-    (void)snprintf(path, sizeof path, "%s/%s", folder, n->mistral ? "consolidated.safetensors" : "model.safetensors");
+    (void)snprintf(path, sizeof path, "%s/%s", folder,
+                   n->mistral ? "consolidated.safetensors" : "model.safetensors");
     f = fopen(path, "wb");
     if (f == NULL) {
         golden_die(path, "can't write");
@@ -448,27 +433,25 @@ static void write_checkpoint(const net *n, const weights *w, const char *folder)
     free(json);
 }
 
-/* ---- the forward pass in double ------------------------------------------------------------------------------------------- */
+/* ---- the forward pass in double -------------------------------------------------------------- */
 
-static double ref_softplus(double x)
-{
+static double ref_softplus(double x) {
     return x > 20.0 ? x : log1p(exp(x));
 }
 
-static double ref_silu(double x)
-{
+static double ref_silu(double x) {
     return x / (1.0 + exp(-x));
 }
 
 /* y (T, rows) = x (T, cols) W^T + b */
-static double *linear(const double *x, const float *W, const float *b, int T, int rows, int cols)
-{
+static double *linear(const double *x, const float *W, const float *b, int T, int rows, int cols) {
     double *y = doubles((size_t)T * (size_t)rows);
     for (int t = 0; t < T; t++) {
         for (int o = 0; o < rows; o++) {
             double sum = b != NULL ? (double)b[o] : 0.0;
             for (int i = 0; i < cols; i++) {
-                sum += (double)W[(size_t)o * (size_t)cols + (size_t)i] * x[(size_t)t * (size_t)cols + (size_t)i];
+                sum += (double)W[(size_t)o * (size_t)cols + (size_t)i] *
+                       x[(size_t)t * (size_t)cols + (size_t)i];
             }
             y[(size_t)t * (size_t)rows + (size_t)o] = sum;
         }
@@ -477,8 +460,7 @@ static double *linear(const double *x, const float *W, const float *b, int T, in
 }
 
 /* In blocks of `block`, rows of n with stride. */
-static void norm_rows(double *x, const float *w, int T, int stride, int n, int block)
-{
+static void norm_rows(double *x, const float *w, int T, int stride, int n, int block) {
     for (int t = 0; t < T; t++) {
         for (int start = 0; start < n; start += block) {
             double *row = x + (size_t)t * (size_t)stride + start, sum = 0.0;
@@ -492,8 +474,7 @@ static void norm_rows(double *x, const float *w, int T, int stride, int n, int b
     }
 }
 
-static double *normed(const double *r, const float *w, int T, int d)
-{
+static double *normed(const double *r, const float *w, int T, int d) {
     double *u = doubles((size_t)T * (size_t)d);
     memcpy(u, r, sizeof(double) * (size_t)T * (size_t)d);
     norm_rows(u, w, T, d, d, d);
@@ -501,30 +482,33 @@ static double *normed(const double *r, const float *w, int T, int d)
 }
 
 /* Channels [first, first+n) of x (T, stride), in place; w (n, K), from the last token down. */
-static void conv_rows(double *x, const float *w, const float *b, int T, int stride, int first, int n, int K, int silu)
-{
+static void conv_rows(double *x, const float *w, const float *b, int T, int stride, int first,
+                      int n, int K, int silu) {
     for (int c = 0; c < n; c++) {
         for (int t = T - 1; t >= 0; t--) {
             double sum = b != NULL ? (double)b[c] : 0.0;
             for (int j = 0; j < K; j++) {
                 int s = t - (K - 1) + j;
-                sum += s >= 0 ? (double)w[c * K + j] * x[(size_t)s * (size_t)stride + (size_t)(first + c)] : 0.0;
+                sum += s >= 0 ? (double)w[c * K + j] *
+                                    x[(size_t)s * (size_t)stride + (size_t)(first + c)]
+                              : 0.0;
             }
             x[(size_t)t * (size_t)stride + (size_t)(first + c)] = silu ? ref_silu(sum) : sum;
         }
     }
 }
 
-static double *mamba2_mixer(const net *n, const weights *w, int l, const double *u, int T)
-{
-    int I = n->d_ssm, N = n->d_state, P = n->headdim, H = I / P, GN = n->n_groups * N, m = n->d_inner - I;
+static double *mamba2_mixer(const net *n, const weights *w, int l, const double *u, int T) {
+    int I = n->d_ssm, N = n->d_state, P = n->headdim, H = I / P, GN = n->n_groups * N,
+        m = n->d_inner - I;
     int rows = 2 * n->d_inner + 2 * GN + H, x0 = 2 * m + I;
     const float *A_log = find(w, n, l, "mixer.A_log"), *D = find(w, n, l, "mixer.D");
     const float *dt_bias = find(w, n, l, "mixer.dt_bias");
-    double *in = linear(u, find(w, n, l, "mixer.in_proj.weight"), find(w, n, l, "mixer.in_proj.bias"), T, rows, n->d);
+    double *in = linear(u, find(w, n, l, "mixer.in_proj.weight"),
+                        find(w, n, l, "mixer.in_proj.bias"), T, rows, n->d);
     double *y = doubles((size_t)T * (size_t)n->d_inner), *S = doubles((size_t)(I * N)), *out;
-    conv_rows(in, find(w, n, l, "mixer.conv1d.weight"), find(w, n, l, "mixer.conv1d.bias"), T, rows, x0, I + 2 * GN,
-              n->d_conv, 1);
+    conv_rows(in, find(w, n, l, "mixer.conv1d.weight"), find(w, n, l, "mixer.conv1d.bias"), T, rows,
+              x0, I + 2 * GN, n->d_conv, 1);
     for (int t = 0; t < T; t++) {
         const double *v = in + (size_t)t * (size_t)rows;
         double *row = y + (size_t)t * (size_t)n->d_inner;
@@ -533,7 +517,8 @@ static double *mamba2_mixer(const net *n, const weights *w, int l, const double 
         }
         for (int c = 0; c < I; c++) {
             int h = c / P, g = h / (H / n->n_groups);
-            double dt = ref_softplus(v[x0 + I + 2 * GN + h] + (double)dt_bias[h]), x = v[x0 + c], sum;
+            double dt = ref_softplus(v[x0 + I + 2 * GN + h] + (double)dt_bias[h]), x = v[x0 + c],
+                   sum;
             dt = dt < n->dt_lo ? n->dt_lo : dt > n->dt_hi ? n->dt_hi : dt;
             sum = (double)D[n->D_channel ? c : h] * x;
             for (int k = 0; k < N; k++) {
@@ -553,15 +538,15 @@ static double *mamba2_mixer(const net *n, const weights *w, int l, const double 
                 ref_silu(in[(size_t)t * (size_t)rows + (size_t)(2 * m + c)]);
         }
     }
-    out = linear(y, find(w, n, l, "mixer.out_proj.weight"), find(w, n, l, "mixer.out_proj.bias"), T, n->d, n->d_inner);
+    out = linear(y, find(w, n, l, "mixer.out_proj.weight"), find(w, n, l, "mixer.out_proj.bias"), T,
+                 n->d, n->d_inner);
     free(in);
     free(y);
     free(S);
     return out;
 }
 
-static void rotate(const net *n, double *head, int t)
-{
+static void rotate(const net *n, double *head, int t) {
     for (int i = 0; i < n->rotary / 2; i++) {
         double angle = t * pow(10000.0, -2.0 * i / n->rotary), c = cos(angle), s = sin(angle);
         double *a = head + (n->adjacent ? 2 * i : i), *b = n->adjacent ? a + 1 : a + n->rotary / 2;
@@ -571,17 +556,18 @@ static void rotate(const net *n, double *head, int t)
     }
 }
 
-static double *attention_mixer(const net *n, const weights *w, int l, const double *u, int T)
-{
-    int q = n->heads * n->hd, kv = n->kv * n->hd, qkv = q + 2 * kv, m = n->attn_mlp, rows = qkv + 2 * m, cols = q + m;
-    double *in = linear(u, find(w, n, l, "mixer.in_proj.weight"), find(w, n, l, "mixer.in_proj.bias"), T, rows, n->d);
+static double *attention_mixer(const net *n, const weights *w, int l, const double *u, int T) {
+    int q = n->heads * n->hd, kv = n->kv * n->hd, qkv = q + 2 * kv, m = n->attn_mlp,
+        rows = qkv + 2 * m, cols = q + m;
+    double *in = linear(u, find(w, n, l, "mixer.in_proj.weight"),
+                        find(w, n, l, "mixer.in_proj.bias"), T, rows, n->d);
     double *y = doubles((size_t)T * (size_t)cols), *p = doubles((size_t)T), *out;
     if (n->attn_conv != 0) {
-        conv_rows(in, find(w, n, l, "mixer.conv1d.weight"), find(w, n, l, "mixer.conv1d.bias"), T, rows, 0, qkv,
-                  n->attn_conv, 0);
+        conv_rows(in, find(w, n, l, "mixer.conv1d.weight"), find(w, n, l, "mixer.conv1d.bias"), T,
+                  rows, 0, qkv, n->attn_conv, 0);
     }
     for (int t = 0; t < T; t++) {
-        for (int h = 0; h < n->heads + n->kv; h++) {   /* the heads of k follow those of q */
+        for (int h = 0; h < n->heads + n->kv; h++) { /* the heads of k follow those of q */
             rotate(n, in + (size_t)t * (size_t)rows + (size_t)(h * n->hd), t);
         }
     }
@@ -593,7 +579,8 @@ static double *attention_mixer(const net *n, const weights *w, int l, const doub
             for (int s = 0; s <= t; s++) {
                 double dot = 0.0;
                 for (int i = 0; i < n->hd; i++) {
-                    dot += mine[h * n->hd + i] * in[(size_t)s * (size_t)rows + (size_t)(q + k * n->hd + i)];
+                    dot += mine[h * n->hd + i] *
+                           in[(size_t)s * (size_t)rows + (size_t)(q + k * n->hd + i)];
                 }
                 p[s] = exp(dot * n->scale);
                 total += p[s];
@@ -601,7 +588,8 @@ static double *attention_mixer(const net *n, const weights *w, int l, const doub
             for (int i = 0; i < n->hd; i++) {
                 double sum = 0.0;
                 for (int s = 0; s <= t; s++) {
-                    sum += p[s] / total * in[(size_t)s * (size_t)rows + (size_t)(q + kv + k * n->hd + i)];
+                    sum += p[s] / total *
+                           in[(size_t)s * (size_t)rows + (size_t)(q + kv + k * n->hd + i)];
                 }
                 row[h * n->hd + i] = sum;
             }
@@ -610,15 +598,15 @@ static double *attention_mixer(const net *n, const weights *w, int l, const doub
             row[q + i] = mine[qkv + i] * ref_silu(mine[qkv + m + i]);
         }
     }
-    out = linear(y, find(w, n, l, "mixer.out_proj.weight"), find(w, n, l, "mixer.out_proj.bias"), T, n->d, cols);
+    out = linear(y, find(w, n, l, "mixer.out_proj.weight"), find(w, n, l, "mixer.out_proj.bias"), T,
+                 n->d, cols);
     free(in);
     free(y);
     free(p);
     return out;
 }
 
-static void add_to(double *r, double *x, size_t n)
-{
+static void add_to(double *r, double *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         r[i] += x[i];
     }
@@ -626,8 +614,7 @@ static void add_to(double *r, double *x, size_t n)
 }
 
 /* Logits (T, vocab). */
-static double *oracle(const net *n, const weights *w, const int32_t *tokens, int T)
-{
+static double *oracle(const net *n, const weights *w, const int32_t *tokens, int T) {
     size_t d = (size_t)n->d, all = (size_t)T * d;
     double *r = doubles(all), *out;
     const float *embedding = find(w, n, -1, "backbone.embedding.weight");
@@ -638,19 +625,23 @@ static double *oracle(const net *n, const weights *w, const int32_t *tokens, int
     }
     for (int l = 0; l < n->n_layers; l++) {
         double *u = normed(r, find(w, n, l, "norm.weight"), T, n->d);
-        add_to(r, n->attention >> l & 1 ? attention_mixer(n, w, l, u, T) : mamba2_mixer(n, w, l, u, T), all);
+        add_to(r,
+               n->attention >> l & 1 ? attention_mixer(n, w, l, u, T) : mamba2_mixer(n, w, l, u, T),
+               all);
         free(u);
         if (n->d_mlp != 0) {
             double *hidden;
             u = normed(r, find(w, n, l, "norm2.weight"), T, n->d);
             hidden = linear(u, find(w, n, l, "mlp.fc1.weight"), NULL, T, 2 * n->d_mlp, n->d);
             for (int t = 0; t < T; t++) {
-                double *v = hidden + (size_t)t * 2 * (size_t)n->d_mlp, *to = hidden + (size_t)t * (size_t)n->d_mlp;
+                double *v = hidden + (size_t)t * 2 * (size_t)n->d_mlp,
+                       *to = hidden + (size_t)t * (size_t)n->d_mlp;
                 for (int i = 0; i < n->d_mlp; i++) {
                     to[i] = v[i] * ref_silu(v[n->d_mlp + i]);
                 }
             }
-            add_to(r, linear(hidden, find(w, n, l, "mlp.fc2.weight"), NULL, T, n->d, n->d_mlp), all);
+            add_to(r, linear(hidden, find(w, n, l, "mlp.fc2.weight"), NULL, T, n->d, n->d_mlp),
+                   all);
             free(hidden);
             free(u);
         }
@@ -661,20 +652,25 @@ static double *oracle(const net *n, const weights *w, const int32_t *tokens, int
     return out;
 }
 
-/* ---- the nets ----------------------------------------------------------------------------------------------------------------- */
+/* ---- the nets -------------------------------------------------------------------------------- */
 
 static const double none = 1e300;
 
-static net hybrid(void)   /* everything at once, no width a multiple of 16 */
+static net hybrid(void) /* everything at once, no width a multiple of 16 */
 {
     net n;
     memset(&n, 0, sizeof n);
-    n.config = "{\"d_model\":40,\"n_layer\":4,\"vocab_size\":64,\"d_intermediate\":100,\"attn_layer_idx\":[1,3],"
-               "\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":20,\"headdim\":12,\"ngroups\":2,\"d_ssm\":48,"
-               "\"d_conv\":3,\"bias\":true,\"D_has_hdim\":true,\"norm_before_gate\":true,\"dt_limit\":[0.05,0.9]},"
-               "\"attn_cfg\":{\"causal\":true,\"num_heads\":4,\"num_heads_kv\":2,\"head_dim\":24,\"d_conv\":4,"
-               "\"rotary_emb_dim\":12,\"mlp_dim\":100},\"rms_norm\":true,\"pad_vocab_size_multiple\":16,"
-               "\"tie_embeddings\":false}";
+    n.config =
+        "{\"d_model\":40,\"n_layer\":4,\"vocab_size\":64,\"d_intermediate\":100,\"attn_layer_idx\":"
+        "[1,3],"
+        "\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":20,\"headdim\":12,\"ngroups\":2,\"d_ssm\":"
+        "48,"
+        "\"d_conv\":3,\"bias\":true,\"D_has_hdim\":true,\"norm_before_gate\":true,\"dt_limit\":[0."
+        "05,0.9]},"
+        "\"attn_cfg\":{\"causal\":true,\"num_heads\":4,\"num_heads_kv\":2,\"head_dim\":24,\"d_"
+        "conv\":4,"
+        "\"rotary_emb_dim\":12,\"mlp_dim\":100},\"rms_norm\":true,\"pad_vocab_size_multiple\":16,"
+        "\"tie_embeddings\":false}";
     n.d = 40;
     n.n_layers = 4;
     n.vocab = 64;
@@ -701,14 +697,19 @@ static net hybrid(void)   /* everything at once, no width a multiple of 16 */
     return n;
 }
 
-static net attention_only(void)   /* one key head, adjacent pairs, no convolution, no bias, own scale */
+static net
+attention_only(void) /* one key head, adjacent pairs, no convolution, no bias, own scale */
 {
     net n;
     memset(&n, 0, sizeof n);
-    n.config = "{\"d_model\":32,\"n_layer\":2,\"vocab_size\":50,\"attn_layer_idx\":[0,1],\"ssm_cfg\":{\"layer\":"
-               "\"Mamba2\"},\"attn_cfg\":{\"causal\":true,\"num_heads\":3,\"num_heads_kv\":1,\"head_dim\":16,"
-               "\"rotary_emb_dim\":16,\"rotary_emb_interleaved\":true,\"softmax_scale\":0.1,\"qkv_proj_bias\":false,"
-               "\"out_proj_bias\":false},\"rms_norm\":true,\"pad_vocab_size_multiple\":1,\"tie_embeddings\":false}";
+    n.config = "{\"d_model\":32,\"n_layer\":2,\"vocab_size\":50,\"attn_layer_idx\":[0,1],\"ssm_"
+               "cfg\":{\"layer\":"
+               "\"Mamba2\"},\"attn_cfg\":{\"causal\":true,\"num_heads\":3,\"num_heads_kv\":1,"
+               "\"head_dim\":16,"
+               "\"rotary_emb_dim\":16,\"rotary_emb_interleaved\":true,\"softmax_scale\":0.1,\"qkv_"
+               "proj_bias\":false,"
+               "\"out_proj_bias\":false},\"rms_norm\":true,\"pad_vocab_size_multiple\":1,\"tie_"
+               "embeddings\":false}";
     n.d = 32;
     n.n_layers = 2;
     n.vocab = 50;
@@ -722,12 +723,15 @@ static net attention_only(void)   /* one key head, adjacent pairs, no convolutio
     return n;
 }
 
-static net groups(void)   /* three groups of 16 channels that hold two heads each, no gated norm, no conv bias */
+static net
+groups(void) /* three groups of 16 channels that hold two heads each, no gated norm, no conv bias */
 {
     net n;
     memset(&n, 0, sizeof n);
-    n.config = "{\"d_model\":24,\"n_layer\":2,\"vocab_size\":33,\"ssm_cfg\":{\"layer\":\"Mamba2\",\"d_state\":17,"
-               "\"headdim\":8,\"ngroups\":3,\"rmsnorm\":false,\"conv_bias\":false,\"d_conv\":2},\"rms_norm\":true,"
+    n.config = "{\"d_model\":24,\"n_layer\":2,\"vocab_size\":33,\"ssm_cfg\":{\"layer\":\"Mamba2\","
+               "\"d_state\":17,"
+               "\"headdim\":8,\"ngroups\":3,\"rmsnorm\":false,\"conv_bias\":false,\"d_conv\":2},"
+               "\"rms_norm\":true,"
                "\"pad_vocab_size_multiple\":1,\"tie_embeddings\":false}";
     n.d = 24;
     n.n_layers = 2;
@@ -742,7 +746,8 @@ static net groups(void)   /* three groups of 16 channels that hold two heads eac
     return n;
 }
 
-static net codestral(void)   /* Mistral's layout: params.json, consolidated.safetensors, names behind "model." */
+static net
+codestral(void) /* Mistral's layout: params.json, consolidated.safetensors, names behind "model." */
 {
     net n;
     memset(&n, 0, sizeof n);
@@ -764,10 +769,9 @@ static net codestral(void)   /* Mistral's layout: params.json, consolidated.safe
     return n;
 }
 
-static void convert(const char *folder, const char *out, const char *type)
-{
-    char a[] = "mamba-convert", b[400], c[] = "-o", d[400], e[] = "--type", f[16], g[] = "-q", h[] = "--tokenizer",
-         i[] = "none";
+static void convert(const char *folder, const char *out, const char *type) {
+    char a[] = "mamba-convert", b[400], c[] = "-o", d[400], e[] = "--type", f[16], g[] = "-q",
+         h[] = "--tokenizer", i[] = "none";
     char *argv[10];
     argv[0] = a;
     argv[1] = b;
@@ -786,8 +790,7 @@ static void convert(const char *folder, const char *out, const char *type)
 }
 
 /* Converted to out (f32), with the expected logits of `count` tokens. */
-static double *prepare(const net *n, const char *name, char out[300], int32_t *tokens, int count)
-{
+static double *prepare(const net *n, const char *name, char out[300], int32_t *tokens, int count) {
     char folder[300];
     weights w;
     double *expected;
@@ -808,8 +811,7 @@ static double *prepare(const net *n, const char *name, char out[300], int32_t *t
 }
 
 /* Largest difference in units of the logits' standard deviation. */
-static double difference(const float *got, const double *expected, size_t n)
-{
+static double difference(const float *got, const double *expected, size_t n) {
     double worst = 0.0, sum = 0.0, squares = 0.0;
     for (size_t i = 0; i < n; i++) {
         double d = fabs((double)got[i] - expected[i]);
@@ -820,8 +822,7 @@ static double difference(const float *got, const double *expected, size_t n)
     return worst / sqrt(squares / (double)n - sum / (double)n * (sum / (double)n));
 }
 
-static void check_net(const net *n, const char *name)
-{
+static void check_net(const net *n, const char *name) {
     enum { T = 150 };
     int32_t tokens[T];
     char path[300];
@@ -847,34 +848,30 @@ static void check_net(const net *n, const char *name)
     free(expected);
 }
 
-TEST(hybrid)
-{
+TEST(hybrid) {
     net n = hybrid();
     check_net(&n, "hybrid");
 }
 
-TEST(attention)
-{
+TEST(attention) {
     net n = attention_only();
     check_net(&n, "attention");
 }
 
-TEST(groups)
-{
+TEST(groups) {
     net n = groups();
     check_net(&n, "groups");
 }
 
-TEST(codestral)
-{
+TEST(codestral) {
     net n = codestral();
     check_net(&n, "codestral");
 }
 
-/* Quantized: dt's rows stay in 16 bits, and the logits stay near: the mean square of the difference, in units of the
- * logits' deviation. (This net is drawn at random: it amplifies errors as no trained one does.) */
-TEST(quantized)
-{
+/* Quantized: dt's rows stay in 16 bits, and the logits stay near: the mean square of the
+ * difference, in units of the logits' deviation. (This net is drawn at random: it amplifies
+ * errors as no trained one does.) */
+TEST(quantized) {
     enum { T = 60 };
     static const char *const types[] = {"bf16", "q8"};
     static const double bounds[] = {0.02, 0.04};
@@ -907,8 +904,8 @@ TEST(quantized)
             printf("%s: rms difference %.4f\n", types[i],
                    sqrt(sum / (T * n.vocab)) / deviation(got, (size_t)(T * n.vocab)));
         }
-        test_near(sqrt(sum / (T * n.vocab)) / deviation(got, (size_t)(T * n.vocab)), 0.0, bounds[i], __FILE__,
-                  __LINE__, types[i]);
+        test_near(sqrt(sum / (T * n.vocab)) / deviation(got, (size_t)(T * n.vocab)), 0.0, bounds[i],
+                  __FILE__, __LINE__, types[i]);
         check_bits(m, tokens, T, got);
         free(got);
         mamba_close(m);
@@ -916,9 +913,9 @@ TEST(quantized)
     free(expected);
 }
 
-/* The cache of attention layers: its capacity, what a snapshot holds of it, what the layers say of themselves. */
-TEST(cache)
-{
+/* The cache of attention layers: its capacity, what a snapshot holds of it, what the layers say
+ * of themselves. */
+TEST(cache) {
     enum { T = 40 };
     int32_t tokens[T];
     char path[300];
@@ -938,7 +935,8 @@ TEST(cache)
     CHECK_INT(mamba_state_position(small), 20);
     CHECK_INT(run_all(large, tokens, 21, logits, V), MAMBA_OK);
     after = mamba_state_save_bytes(large);
-    CHECK_INT(after - before, 21 * 2 * (2 * 2 * 32) * 4);   /* tokens, layers, k and v of 2 heads of 24 -> 32, floats */
+    CHECK_INT(after - before, 21 * 2 * (2 * 2 * 32) *
+                                  4); /* tokens, layers, k and v of 2 heads of 24 -> 32, floats */
     REQUIRE(after <= sizeof snapshot);
     CHECK_INT(mamba_state_save(large, snapshot, sizeof snapshot, &written, NULL), MAMBA_OK);
     CHECK_INT(mamba_state_restore(small, snapshot, written, &err), MAMBA_ERR_RANGE);
@@ -967,11 +965,12 @@ TEST(cache)
     mamba_close(m);
 }
 
-/* Every parameter of every layer record with hostile values: opening fails with a message that names something, or
- * the model runs. */
-TEST(records)
-{
-    static const uint32_t values[] = {0, 1, 2, 3, 7, 17, 31, 4096, 65536, 0x7fffffff, 0x80000000u, 0xffffffffu,
+/* Every parameter of every layer record with hostile values: opening fails with a message that
+ * names something, or the model runs. */
+TEST(records) {
+    static const uint32_t values[] = {0,          1,          2,           3,
+                                      7,          17,         31,          4096,
+                                      65536,      0x7fffffff, 0x80000000u, 0xffffffffu,
                                       0x7f800000, 0x7fc00000, 0xbf800000u, 0x3f800000};
     int32_t tokens[4] = {0, 0, 0, 0};
     char path[300];
@@ -992,7 +991,7 @@ TEST(records)
         }
     }
     REQUIRE(layers != 0);
-    for (int l = 0; l < 4; l++) {   /* Mamba-2, MLP, attention, MLP */
+    for (int l = 0; l < 4; l++) { /* Mamba-2, MLP, attention, MLP */
         for (int field = 0; field < 16; field++) {
             for (size_t v = 0; v < sizeof values / sizeof values[0]; v++) {
                 mamba_model *m = NULL;
@@ -1023,10 +1022,9 @@ TEST(records)
     free(expected);
 }
 
-/* ---- the trained checkpoint ---------------------------------------------------------------------------------------------------- */
+/* ---- the trained checkpoint ------------------------------------------------------------------ */
 
-TEST(tales)
-{
+TEST(tales) {
     static const char folder[] = "../shared/checkpoints/mamba2-tales";
     const char *shared = getenv("MAMBA_SHARED");
     char path[290], text[256];
@@ -1037,7 +1035,8 @@ TEST(tales)
     float *logits;
     size_t V;
     double sum = 0.0, expected = 0.0;
-    (void)snprintf(text, sizeof text, "%s%s", shared != NULL ? shared : "", shared != NULL ? folder + 9 : folder);
+    (void)snprintf(text, sizeof text, "%s%s", shared != NULL ? shared : "",
+                   shared != NULL ? folder + 9 : folder);
     (void)snprintf(path, sizeof path, "%s/expected.safetensors", text);
     f = fopen(path, "rb");
     if (f == NULL) {
@@ -1070,8 +1069,7 @@ TEST(tales)
     mamba_close(m);
 }
 
-TEST_MAIN("model2")
-{
+TEST_MAIN("model2") {
     RUN(golden_logits);
     RUN(hybrid);
     RUN(attention);

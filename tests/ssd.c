@@ -1,5 +1,6 @@
-/*  ssd.c: the Mamba-2 core on caller's arrays, by recurrence and by chunks, on every target: against the reference
- *  operators of mamba_ssm (tests/golden/ops/ssd_*) and against a recurrence in double written from the equations.
+/*  ssd.c: the Mamba-2 core on caller's arrays, by recurrence and by chunks, on every target:
+ *  against the reference operators of mamba_ssm (tests/golden/ops/ssd_*) and against a recurrence
+ *  in double written from the equations.
  */
 #include "mamba.h"
 
@@ -10,8 +11,7 @@
 
 static const mamba_target *target;
 
-static float *floats(size_t n)
-{
+static float *floats(size_t n) {
     float *p = (float *)calloc(n + 1, sizeof(float));
     if (p == NULL) {
         golden_die("ssd", "out of memory");
@@ -19,8 +19,7 @@ static float *floats(size_t n)
     return p;
 }
 
-static double *doubles(size_t n)
-{
+static double *doubles(size_t n) {
     double *p = (double *)calloc(n + 1, sizeof(double));
     if (p == NULL) {
         golden_die("ssd", "out of memory");
@@ -28,8 +27,7 @@ static double *doubles(size_t n)
     return p;
 }
 
-static void every_target(void (*test)(void))
-{
+static void every_target(void (*test)(void)) {
     for (int i = 0; mamba_target_at(i) != NULL; i++) {
         target = mamba_target_at(i);
         if (mamba_target_usable(target)) {
@@ -38,16 +36,15 @@ static void every_target(void (*test)(void))
     }
 }
 
-/* ---- the equations in double -------------------------------------------------------------------------------------------- */
+/* ---- the equations in double ----------------------------------------------------------------- */
 
 typedef struct {
-    double *y, *h;              /* (T, H, P), (H, P, N) */
-    double *y_size, *h_size;    /* the same sums of absolute values */
+    double *y, *h;           /* (T, H, P), (H, P, N) */
+    double *y_size, *h_size; /* the same sums of absolute values */
 } reference;
 
 /* y before the gate is what y_size bounds; both are multiplied by it. */
-static reference reference_of(const mamba_ssd *s, const float *state)
-{
+static reference reference_of(const mamba_ssd *s, const float *state) {
     int H = s->n_heads, P = s->headdim, N = s->d_state, G = s->n_groups ? s->n_groups : 1;
     reference r;
     r.y = doubles((size_t)s->n_tokens * (size_t)(H * P));
@@ -61,7 +58,8 @@ static reference reference_of(const mamba_ssd *s, const float *state)
     for (int t = 0; t < s->n_tokens; t++) {
         for (int c = 0; c < H * P; c++) {
             int p = c / P, g = p / (H / G);
-            size_t at = (size_t)t * (size_t)(H * P) + (size_t)c, bc = (size_t)(t * G + g) * (size_t)N;
+            size_t at = (size_t)t * (size_t)(H * P) + (size_t)c,
+                   bc = (size_t)(t * G + g) * (size_t)N;
             double x = (double)s->x[at], dt = (double)s->dt[t * H + p], a, gate = 1.0, d = 0.0;
             if (s->dt_softplus) {
                 dt += s->dt_bias != NULL ? (double)s->dt_bias[p] : 0.0;
@@ -93,19 +91,17 @@ static reference reference_of(const mamba_ssd *s, const float *state)
     return r;
 }
 
-static void reference_free(reference *r)
-{
+static void reference_free(reference *r) {
     free(r->y);
     free(r->h);
     free(r->y_size);
     free(r->h_size);
 }
 
-/* ---- golden operators ------------------------------------------------------------------------------------------------------ */
+/* ---- golden operators ------------------------------------------------------------------------ */
 
 /* Largest difference over the largest expected value. */
-static double relative(const float *got, const float *expected, size_t n)
-{
+static double relative(const float *got, const float *expected, size_t n) {
     double worst = 0.0, most = 0.0;
     for (size_t i = 0; i < n; i++) {
         double d = fabs((double)got[i] - (double)expected[i]);
@@ -115,9 +111,9 @@ static double relative(const float *got, const float *expected, size_t n)
     return worst / most;
 }
 
-static void golden_file(const char *name, int chunk)
-{
-    static const char *const names[] = {"x", "dt", "A", "B", "C", "D", "z", "y", "y_nogate", "final_state"};
+static void golden_file(const char *name, int chunk) {
+    static const char *const names[] = {"x", "dt", "A", "B",        "C",
+                                        "D", "z",  "y", "y_nogate", "final_state"};
     char path[200];
     golden g;
     golden_tensor t[10];
@@ -169,8 +165,7 @@ static void golden_file(const char *name, int chunk)
     golden_close(&g);
 }
 
-static void golden_here(void)
-{
+static void golden_here(void) {
     static const int chunks[] = {0, 16, 64, 80};
     for (int i = 0; i < 4; i++) {
         golden_file("ssd_00", chunks[i]);
@@ -178,23 +173,21 @@ static void golden_here(void)
     }
 }
 
-TEST(golden_operators)
-{
+TEST(golden_operators) {
     every_target(golden_here);
 }
 
-/* ---- random shapes ------------------------------------------------------------------------------------------------------------ */
+/* ---- random shapes --------------------------------------------------------------------------- */
 
 static uint64_t seed;
 
-static double uniform(void)   /* in [-1, 1) */
+static double uniform(void) /* in [-1, 1) */
 {
     seed = seed * 6364136223846793005u + 1442695040888963407u;
     return (double)(int32_t)(seed >> 32) / 2147483648.0;
 }
 
-static float *random_floats(size_t n, double middle, double spread)
-{
+static float *random_floats(size_t n, double middle, double spread) {
     float *p = floats(n);
     for (size_t i = 0; i < n; i++) {
         p[i] = (float)(middle + spread * uniform());
@@ -206,7 +199,16 @@ typedef struct {
     int T, H, P, N, G, options;
 } shape;
 
-enum { SOFTPLUS = 1, BIAS = 2, LIMITS = 4, D_HEAD = 8, D_CHANNEL = 16, GATE = 32, STATE = 64, SLOW = 128 };
+enum {
+    SOFTPLUS = 1,
+    BIAS = 2,
+    LIMITS = 4,
+    D_HEAD = 8,
+    D_CHANNEL = 16,
+    GATE = 32,
+    STATE = 64,
+    SLOW = 128
+};
 
 typedef struct {
     mamba_ssd s;
@@ -214,8 +216,7 @@ typedef struct {
     size_t n_y, n_state;
 } problem;
 
-static problem problem_of(const shape *f)
-{
+static problem problem_of(const shape *f) {
     problem p;
     size_t T = (size_t)f->T, H = (size_t)f->H, I = H * (size_t)f->P, GN = (size_t)(f->G * f->N);
     memset(&p, 0, sizeof p);
@@ -251,8 +252,7 @@ static problem problem_of(const shape *f)
     return p;
 }
 
-static void problem_free(problem *p)
-{
+static void problem_free(problem *p) {
     float *const all[] = {p->x, p->dt, p->bias, p->A, p->B, p->C, p->D, p->z, p->start};
     for (int i = 0; i < 9; i++) {
         free(all[i]);
@@ -260,8 +260,7 @@ static void problem_free(problem *p)
 }
 
 /* Runs it: chunk 0 is the recurrence. The state goes in and out at `state` (NULL: none). */
-static void run(problem *p, int chunk, int n_threads, float *y, float *state)
-{
+static void run(problem *p, int chunk, int n_threads, float *y, float *state) {
     mamba_status status;
     p->s.y = y;
     p->s.state = state;
@@ -270,9 +269,8 @@ static void run(problem *p, int chunk, int n_threads, float *y, float *state)
     CHECK_INT(status, MAMBA_OK);
 }
 
-/* Largest difference in units of the sum of absolute terms (2^-100 for states that were flushed). */
-static double error_of(const float *got, const double *expected, const double *size, size_t n)
-{
+/* Largest difference in units of the sum of absolute terms (1e-25 is added for flushed states). */
+static double error_of(const float *got, const double *expected, const double *size, size_t n) {
     double worst = 0.0;
     for (size_t i = 0; i < n; i++) {
         double d = fabs((double)got[i] - expected[i]) / (size[i] + 1e-25);
@@ -283,13 +281,13 @@ static double error_of(const float *got, const double *expected, const double *s
 
 static double most_recurrence, most_chunked;
 
-static void check_shape(const shape *f)
-{
+static void check_shape(const shape *f) {
     static const int chunks[] = {0, 16, 48, 64, 256};
     problem p = problem_of(f);
     const float *start = f->options & STATE ? p.start : NULL;
     reference r = reference_of(&p.s, start);
-    float *y = floats(p.n_y), *state = floats(p.n_state), *y2 = floats(p.n_y), *state2 = floats(p.n_state);
+    float *y = floats(p.n_y), *state = floats(p.n_state), *y2 = floats(p.n_y),
+          *state2 = floats(p.n_state);
     for (int i = 0; i < 5; i++) {
         double ey, eh;
         if (start != NULL) {
@@ -309,10 +307,10 @@ static void check_shape(const shape *f)
         } else {
             most_chunked = ey > most_chunked ? ey : most_chunked;
         }
-        run(&p, chunks[i], 3, y2, state2);   /* threads change no bit */
+        run(&p, chunks[i], 3, y2, state2); /* threads change no bit */
         CHECK(memcmp(y, y2, p.n_y * sizeof(float)) == 0);
         CHECK(memcmp(state, state2, p.n_state * sizeof(float)) == 0);
-        if (start == NULL) {                 /* no state is a zero state */
+        if (start == NULL) { /* no state is a zero state */
             run(&p, chunks[i], 1, y2, NULL);
             CHECK(memcmp(y, y2, p.n_y * sizeof(float)) == 0);
         }
@@ -325,34 +323,37 @@ static void check_shape(const shape *f)
     problem_free(&p);
 }
 
-static void shapes_here(void)
-{
-    static const shape shapes[] = {
-        {1, 2, 16, 16, 1, STATE}, {63, 2, 16, 16, 1, SOFTPLUS | BIAS | D_HEAD | GATE | STATE},
-        {64, 3, 64, 32, 1, SOFTPLUS | D_CHANNEL}, {65, 4, 8, 24, 2, SOFTPLUS | BIAS | LIMITS | GATE | STATE},
-        {300, 2, 64, 128, 1, SOFTPLUS | BIAS | D_HEAD | GATE | STATE}, {530, 6, 12, 17, 3, SLOW | STATE},
-        {257, 5, 7, 5, 1, GATE | D_CHANNEL | STATE}, {100, 1, 1, 1, 1, SOFTPLUS}, {90, 3, 80, 16, 1, LIMITS | STATE},
-        {40, 2, 3, 300, 2, SOFTPLUS | STATE}};
+static void shapes_here(void) {
+    static const shape shapes[] = {{1, 2, 16, 16, 1, STATE},
+                                   {63, 2, 16, 16, 1, SOFTPLUS | BIAS | D_HEAD | GATE | STATE},
+                                   {64, 3, 64, 32, 1, SOFTPLUS | D_CHANNEL},
+                                   {65, 4, 8, 24, 2, SOFTPLUS | BIAS | LIMITS | GATE | STATE},
+                                   {300, 2, 64, 128, 1, SOFTPLUS | BIAS | D_HEAD | GATE | STATE},
+                                   {530, 6, 12, 17, 3, SLOW | STATE},
+                                   {257, 5, 7, 5, 1, GATE | D_CHANNEL | STATE},
+                                   {100, 1, 1, 1, 1, SOFTPLUS},
+                                   {90, 3, 80, 16, 1, LIMITS | STATE},
+                                   {40, 2, 3, 300, 2, SOFTPLUS | STATE}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         check_shape(&shapes[i]);
     }
 }
 
-TEST(against_double)
-{
+TEST(against_double) {
     every_target(shapes_here);
     if (getenv("MAMBA_TEST_FIGURES") != NULL) {
-        printf("largest error: recurrence %.2e, chunked %.2e of the sum of absolute terms\n", most_recurrence,
-               most_chunked);
+        printf("largest error: recurrence %.2e, chunked %.2e of the sum of absolute terms\n",
+               most_recurrence, most_chunked);
     }
 }
 
-/* Cut into calls that carry the state: the recurrence keeps its bits, the chunked form where cuts are chunks' ends. */
-static void carried_here(void)
-{
+/* Cut into calls that carry the state: the recurrence keeps its bits, the chunked form where cuts
+ * are chunks' ends. */
+static void carried_here(void) {
     static const shape f = {200, 4, 24, 20, 2, SOFTPLUS | GATE | D_HEAD};
     problem p = problem_of(&f), part;
-    float *y = floats(p.n_y), *state = floats(p.n_state), *y2 = floats(p.n_y), *state2 = floats(p.n_state);
+    float *y = floats(p.n_y), *state = floats(p.n_state), *y2 = floats(p.n_y),
+          *state2 = floats(p.n_state);
     size_t I = 96, GN = 40;
     for (int chunk = 0; chunk <= 32; chunk += 32) {
         memset(state, 0, p.n_state * sizeof(float));
@@ -378,28 +379,24 @@ static void carried_here(void)
     problem_free(&p);
 }
 
-TEST(carried_state)
-{
+TEST(carried_state) {
     every_target(carried_here);
 }
 
-static void *no_memory(void *user, size_t bytes, size_t align)
-{
+static void *no_memory(void *user, size_t bytes, size_t align) {
     (void)user;
     (void)bytes;
     (void)align;
     return NULL;
 }
 
-static void no_free(void *user, void *p, size_t bytes)
-{
+static void no_free(void *user, void *p, size_t bytes) {
     (void)user;
     (void)p;
     (void)bytes;
 }
 
-TEST(arguments)
-{
+TEST(arguments) {
     static const shape f = {10, 4, 4, 4, 2, 0};
     problem p = problem_of(&f);
     float *y = floats(p.n_y);
@@ -439,8 +436,7 @@ TEST(arguments)
     problem_free(&p);
 }
 
-TEST_MAIN("ssd")
-{
+TEST_MAIN("ssd") {
     RUN(golden_operators);
     RUN(against_double);
     RUN(carried_state);
