@@ -2976,7 +2976,7 @@ MBI_AMX_KERNEL void mbi_amx_expand(mamba_type type, const unsigned char *panel, 
  * expanded one block ahead. */
 MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_amx_shape *s,
                             int p0, int p1) {
-    enum { AHEAD = 4096 }; /* bytes of software prefetch */
+    enum { AHEAD = 4096, STREAMS = 4 };
     const unsigned char *x = (const unsigned char *)g->x;
     const unsigned char *b = g->w->data + (size_t)p0 * g->w->panel_bytes;
     unsigned char *ring = (unsigned char *)g->scratch; /* 2 x 2 KiB */
@@ -2985,6 +2985,8 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
     int span = type == MAMBA_BF16 ? 1 : type == MAMBA_F16 ? 1 : 2; /* steps of a block */
     size_t bytes = type == MAMBA_Q8 ? 1088 : type == MAMBA_Q4 ? 576 : 1024;
     int n_blocks = s->steps / span;
+    const unsigned char *ahead = b;
+    size_t line = 0;
     int turn = 0;
     int p;
     int i;
@@ -3004,12 +3006,26 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
         } else {
             _tile_zero(0);
         }
+        if ((p - p0) % STREAMS == 0) {
+            ahead = b + STREAMS * g->w->panel_bytes;
+            line = 0;
+        }
         for (i = 0; i < n_blocks; i++) {
             const unsigned char *a = x + (size_t)(i * span) * s->unit;
             const unsigned char *tile = type == MAMBA_BF16 ? b : ring + turn * 2048;
             b += bytes;
+            /* bf16: the next 4 panels come into the second-level cache meanwhile, line by line in
+             * turn, because 4 streams get 1.2 to 1.4 times more out of the memory than one.  The
+             * other types are bound by their expansion and lose by the extra work. */
             for (j = 0; j < bytes; j += 64) {
-                _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0);
+                if (type == MAMBA_BF16) {
+                    _mm_prefetch((const char *)ahead + (line % STREAMS) * g->w->panel_bytes +
+                                     line / STREAMS * 64,
+                                 _MM_HINT_T1);
+                    line++;
+                } else {
+                    _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0);
+                }
             }
             turn ^= 1;
             if (p < p1 - 1 || i < n_blocks - 1) {
