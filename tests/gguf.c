@@ -1341,7 +1341,8 @@ TEST(malformed_header)
     CASE("F01", TL_ERR_FORMAT, "found no GGUF file", buf_put(&b, "FUGG", 4); fill(&b, 28));
     CASE("F02", TL_ERR_FORMAT, "byte 4: header: found version 0, allowed: 2 and 3",
          head(&b, 0, 0, 0));
-    CASE("F03", TL_ERR_UNSUPPORTED, "found version 1, allowed: versions 2 and 3 (convert", head(&b, 1, 0, 0));
+    CASE("F03", TL_ERR_UNSUPPORTED, "found version 1, allowed: versions 2 and 3 (convert",
+         head(&b, 1, 0, 0));
     CASE("F04", TL_ERR_UNSUPPORTED, "found version 4", head(&b, 4, 0, 0));
     CASE("F05", TL_ERR_UNSUPPORTED, "the other byte order", head(&b, 0x03000000, 0, 0));
     CASE("F06", TL_ERR_FORMAT, "found a number of tensors of 18446744073709551615",
@@ -1707,8 +1708,8 @@ TEST(models_refused)
             f.t[i].bytes = (size_t)f.t[i].ne[0] * 4;
         }
     }
-    MODEL("G10 an axis less", TL_ERR_FORMAT, "tensor \"blk.1.ssm_a\": found (64), allowed: (inner_size",
-          (void)0);
+    MODEL("G10 an axis less", TL_ERR_FORMAT,
+          "tensor \"blk.1.ssm_a\": found (64), allowed: (inner_size", (void)0);
     gt_free(&f);
     if (gt_golden(&f, "mamba2-groups")) {
         MODEL("mamba2 accepted", TL_OK, "", (void)0);
