@@ -36,15 +36,16 @@ c_compiler() {
     for std in c99 c11 c17; do
         try "$cc-$std" "$cc" -std=$std $WC -DIMPLEMENT $use
     done
-    for o in NO_STDIO NO_MMAP NO_DISPATCH NO_AVX512; do
-        try "$cc-$o" "$cc" -std=c99 $WC -DIMPLEMENT -DMAMBA_$o $use
-    done
-    try "$cc-two-files" "$cc" -std=c99 $WC -DIMPLEMENT -DTWO $two
+    try "$cc-NO_STDIO" "$cc" -std=c99 $WC -DIMPLEMENT -DMAMBA_NO_STDIO $use
 }
 
 c_once() {
     try gcc-O1-openmp gcc -std=c99 -O1 -fopenmp $WC -DIMPLEMENT $use
     try gcc-NO_THREADS gcc -std=c99 -fopenmp $WC -DIMPLEMENT -DMAMBA_NO_THREADS $use
+    for o in NO_MMAP NO_DISPATCH NO_AVX512; do
+        try "gcc-$o" gcc -std=c99 $WC -DIMPLEMENT -DMAMBA_$o $use
+    done
+    try gcc-two-files gcc -std=c99 $WC -DIMPLEMENT -DTWO $two
     try gcc-NO_AVX2 gcc -std=c99 $WC -DIMPLEMENT -DMAMBA_NO_AVX2 $use
     try gcc-freestanding-options gcc -std=c99 $WC -DIMPLEMENT -DMAMBA_NO_STDIO -DMAMBA_NO_THREADS \
         -DMAMBA_NO_DISPATCH $use
@@ -64,8 +65,6 @@ cxx_compiler() {
     for std in c++11 c++17 c++20; do
         try "$cxx-$std" "$cxx" -x c++ -std=$std $W -DIMPLEMENT $use
     done
-    try "$cxx-static" "$cxx" -x c++ -std=c++11 $W -DIMPLEMENT -DMAMBA_STATIC $use
-    try "$cxx-two-files" "$cxx" -x c++ -std=c++11 $W -DIMPLEMENT -DTWO $two
 }
 
 # Nothing that ends, prints, asks or depends on a locale; nothing outside libc, libm and OpenMP by other names.
@@ -165,6 +164,10 @@ first() { c_compiler gcc; symbols; names; contents; cxx_clang; }
 cxx_clang() { if have clang++; then cxx_compiler clang++; else skip clang++ "not installed"; fi; }
 cxx_gcc() { if have g++; then cxx_compiler g++; else skip g++ "not installed"; fi; }
 second() {
+    if have g++; then
+        try g++-static g++ -x c++ -std=c++11 $W -DIMPLEMENT -DMAMBA_STATIC $use
+        try g++-two-files g++ -x c++ -std=c++11 $W -DIMPLEMENT -DTWO $two
+    fi
     if have clang; then c_compiler clang; else skip clang "not installed"; fi
     c_once
     cxx_gcc
