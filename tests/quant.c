@@ -300,7 +300,7 @@ TEST(zeros)
 /* Groups at the ends of what a half can scale. */
 TEST(huge_and_tiny)
 {
-    static const float sizes[] = {5.0e6f, 4.0e6f, 1e-4f, 1.06e-5f, 3e-6f, 4e-7f, 6e-8f, 1e-8f, 1e-12f, 1e-40f};
+    static const float sizes[] = {1000.0f, 800.0f, 1e-4f, 1.06e-5f, 3e-6f, 4e-7f, 6e-8f, 1e-8f, 1e-12f, 1e-40f};
     for (int type = MAMBA_Q8; type <= MAMBA_Q4; type++) {
         for (int k = 0; k < 10; k++) {
             double size = (double)sizes[k], step = type == MAMBA_Q8 ? size / 254 : size * 14 / 94;
@@ -326,7 +326,7 @@ TEST(huge_and_tiny)
 
 TEST(refused_values)
 {
-    static const float limits[] = {3.4e38f, 65504.0f, 3.3e38f, 5.0e6f, 5.0e6f};
+    static const float limits[] = {3.4e38f, 65504.0f, 3.3e38f, 1000.0f, 1000.0f};
     for (int type = 0; type < 5; type++) {
         float x[3] = {0, 0, 0};
         const float bad[] = {NAN, INFINITY, -INFINITY, limits[type] * 1.05f};

@@ -187,10 +187,11 @@ TL_FN void pack_row(const float *x, size_t cols_pad, int lane, const pack_codebo
     }
 }
 
-/* Can the type hold these values? (f16 and the f16 scales end at 65504.) */
+/* Can the type hold these values? f16 ends at 65504; q8 and q4 at 1000, below the 1023 where the expansion of
+ * mamba.h's AMX kernels (@@kernels_amx) ends: no model's weights come near. */
 TL_FN int pack_fits(const float *x, size_t n, mamba_type type)
 {
-    float limit = type == MAMBA_F16 ? 65504.0f : type == MAMBA_Q8 || type == MAMBA_Q4 ? 5.0e6f : 3.4e38f;
+    float limit = type == MAMBA_F16 ? 65504.0f : type == MAMBA_Q8 || type == MAMBA_Q4 ? 1000.0f : 3.4e38f;
     for (size_t i = 0; i < n; i++) {
         if (!(fabsf(x[i]) <= limit)) {
             return 0;

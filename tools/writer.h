@@ -247,7 +247,7 @@ TL_FN tl_status wr_panels(wr_file *w, const wr_item *item, tl_error *err)
             }
             if (status == TL_OK && !pack_fits(rows, 16 * cols_pad, type)) {
                 status = tl_fail(err, TL_ERR_UNSUPPORTED, pack_fits(rows, 16 * cols_pad, MAMBA_F32)
-                                     ? "%s: a weight is too large for f16: use --type bf16 or f32"
+                                     ? "%s: a weight is too large for this type (f16: 65504; q8, q4: 1000): use --type bf16 or f32"
                                      : "%s: found a weight that is not finite", t->name);
             }
             if (status == TL_OK) {
