@@ -1545,6 +1545,7 @@ TEST(beyond_4_gib)
     if (sizeof(off_t) < 8) {
         SKIP("no large files here");
     }
+    f.n = 1;
     memcpy(f.t[0].name, "y", 2);
     f.t[0].n_dims = 1;
     f.t[0].ne[0] = f.t[0].count = 64;
