@@ -51,7 +51,8 @@
  *   MAMBA_HEADER_NAME      how the file includes itself, default "mamba.h"; set it when renamed
  *   MAMBA_NO_DISPATCH      baseline kernels only; the file then never includes itself
  *   MAMBA_NO_AVX2, MAMBA_NO_AVX512, MAMBA_NO_AVX512VNNI, MAMBA_NO_AVX512BF16, MAMBA_NO_AMX,
- *   MAMBA_NO_NEON          leave a target out
+ *   MAMBA_NO_NEON, MAMBA_NO_NEONI8MM, MAMBA_NO_NEONBF16
+ *                          leave a target out
  *   MAMBA_NO_STDIO         no file access at all: open from memory or through read hooks
  *   MAMBA_NO_MMAP          open by copying
  *   MAMBA_NO_THREADS       never enter OpenMP even where compiled with it
@@ -239,7 +240,7 @@ typedef struct mamba_log {
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
 /* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amx",
- * "neon", "neondot", "wasm". */
+ * "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -732,6 +733,11 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #else
 #define MBI_BUILD_NEON_DOT 0
 #endif
+#if MBI_BUILD_NEON_DOT && (MBI_GCC >= 10 || MBI_CLANG >= 16) && !defined(MAMBA_NO_NEONI8MM)
+#define MBI_BUILD_NEON_I8MM 1
+#else
+#define MBI_BUILD_NEON_I8MM 0
+#endif
 #if defined(__wasm_simd128__)
 #define MBI_BUILD_WASM 1
 #else
@@ -1160,7 +1166,8 @@ enum {
     MBI_CPU_AVX512VNNI,
     MBI_CPU_AVX512BF16,
     MBI_CPU_AMX,
-    MBI_CPU_DOTPROD
+    MBI_CPU_DOTPROD,
+    MBI_CPU_I8MM
 };
 
 #if MBI_BUILD_AVX2
@@ -1191,6 +1198,12 @@ static uint32_t mbi_cpu_features(void) {
     f |= 1u << MBI_CPU_DOTPROD; /* every Apple silicon has it */
 #elif MBI_BUILD_NEON_DOT && MBI_OS_LINUX
     f |= (uint32_t)(getauxval(16) >> 20 & 1) << MBI_CPU_DOTPROD; /* AT_HWCAP, HWCAP_ASIMDDP */
+#if MBI_BUILD_NEON_I8MM
+    if (f >> MBI_CPU_DOTPROD & 1) {
+        unsigned long hwcap2 = getauxval(26); /* AT_HWCAP2 */
+        f |= (uint32_t)(hwcap2 >> 13 & 1) << MBI_CPU_I8MM; /* HWCAP2_I8MM */
+    }
+#endif
 #endif
 #if MBI_BUILD_AVX2
     unsigned a, b, c, d, b7, c7, d7;
@@ -2721,6 +2734,159 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
     }
 }
 #endif /* MBI_I */
+
+#if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_I8MM
+/* The same numbers by matrix instructions, from the same prepared activations: smmla multiplies
+ * 2 rows x 8 columns by 8 columns x 2 tokens, and since the sums of a group are exact, pairs of
+ * tokens get the bits that single ones get from the dot instructions.  A float32x4_t of sums holds
+ * rows r, r+1 of tokens t, t+1: (r,t) (r,t+1) (r+1,t) (r+1,t+1). */
+#define MBI_I8MM_FN                                                                                \
+    static __attribute__((target("arch=armv8.2-a+dotprod+i8mm"))) MBI_NOINLINE
+
+/* Columns 8j to 8j+7 of 4 rows: two units of 4 columns become two vectors of 2 rows. */
+#define MBI_I8MM_ROWS(a, b, first, second)                                                         \
+    {                                                                                              \
+        int32x4_t left = (first);                                                                  \
+        int32x4_t right = (second);                                                                \
+        (a) = vreinterpretq_s8_s32(vzip1q_s32(left, right));                                       \
+        (b) = vreinterpretq_s8_s32(vzip2q_s32(left, right));                                       \
+    }
+/* acc (2 rows, 2 tokens) += scales * their products over the 32 columns. */
+#define MBI_I8MM_ADD(acc, w0, w1, w2, w3, scale)                                                   \
+    {                                                                                              \
+        int32x4_t sum = vmmlaq_s32(vdupq_n_s32(0), (w0), x0);                                      \
+        sum = vmmlaq_s32(sum, (w1), x1);                                                           \
+        sum = vmmlaq_s32(sum, (w2), x2);                                                           \
+        sum = vmmlaq_s32(sum, (w3), x3);                                                           \
+        vst1q_f32((acc), V_FMA(V_MUL((scale), xs), vcvtq_f32_s32(sum), vld1q_f32(acc)));           \
+    }
+
+/* One group of one panel for 8 rows from `row` on, tokens [t0, t0+2*n_pairs): acc[pair][16][2]
+ * += …  Its 16 vectors of weights stay in registers while the tokens pass. */
+MBI_I8MM_FN void mbi_i8mm_product(const mbi_mat *w, const unsigned char *panel, int row, int g,
+                                  const unsigned char *x, int n_tokens, int t0, int n_pairs,
+                                  float *acc) {
+    size_t data = w->type == MAMBA_Q8 ? 1024 : 512;
+    const unsigned char *block = panel + (size_t)(g / 2) * (data + 64);
+    const unsigned char *unit = block + (size_t)(g % 2) * (data / 2) + 4 * row;
+    const unsigned char *scales = x + (size_t)n_tokens * 32 + (size_t)t0 * 8;
+    vf scale = V_LOAD_F16(block + data + (size_t)(g % 2) * 32 + 2 * row);
+    vf scale0 = vzip1q_f32(scale, scale);
+    vf scale1 = vzip2q_f32(scale, scale);
+    vf scale2;
+    vf scale3;
+    int8x16_t a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3;
+    int i;
+    scale = V_LOAD_F16(block + data + (size_t)(g % 2) * 32 + 2 * row + 8);
+    scale2 = vzip1q_f32(scale, scale);
+    scale3 = vzip2q_f32(scale, scale);
+    if (w->type == MAMBA_Q8) {
+        MBI_I8MM_ROWS(a0, b0, I_LOAD_Q8(unit), I_LOAD_Q8(unit + 64))
+        MBI_I8MM_ROWS(a1, b1, I_LOAD_Q8(unit + 128), I_LOAD_Q8(unit + 192))
+        MBI_I8MM_ROWS(a2, b2, I_LOAD_Q8(unit + 256), I_LOAD_Q8(unit + 320))
+        MBI_I8MM_ROWS(a3, b3, I_LOAD_Q8(unit + 384), I_LOAD_Q8(unit + 448))
+        unit += 16;
+        MBI_I8MM_ROWS(c0, d0, I_LOAD_Q8(unit), I_LOAD_Q8(unit + 64))
+        MBI_I8MM_ROWS(c1, d1, I_LOAD_Q8(unit + 128), I_LOAD_Q8(unit + 192))
+        MBI_I8MM_ROWS(c2, d2, I_LOAD_Q8(unit + 256), I_LOAD_Q8(unit + 320))
+        MBI_I8MM_ROWS(c3, d3, I_LOAD_Q8(unit + 384), I_LOAD_Q8(unit + 448))
+    } else {
+        MBI_I8MM_ROWS(a0, b0, I_LOAD_Q4(unit, 0), I_LOAD_Q4(unit, 1))
+        MBI_I8MM_ROWS(a1, b1, I_LOAD_Q4(unit + 64, 0), I_LOAD_Q4(unit + 64, 1))
+        MBI_I8MM_ROWS(a2, b2, I_LOAD_Q4(unit + 128, 0), I_LOAD_Q4(unit + 128, 1))
+        MBI_I8MM_ROWS(a3, b3, I_LOAD_Q4(unit + 192, 0), I_LOAD_Q4(unit + 192, 1))
+        unit += 16;
+        MBI_I8MM_ROWS(c0, d0, I_LOAD_Q4(unit, 0), I_LOAD_Q4(unit, 1))
+        MBI_I8MM_ROWS(c1, d1, I_LOAD_Q4(unit + 64, 0), I_LOAD_Q4(unit + 64, 1))
+        MBI_I8MM_ROWS(c2, d2, I_LOAD_Q4(unit + 128, 0), I_LOAD_Q4(unit + 128, 1))
+        MBI_I8MM_ROWS(c3, d3, I_LOAD_Q4(unit + 192, 0), I_LOAD_Q4(unit + 192, 1))
+    }
+    x += (size_t)t0 * 32;
+    acc += 2 * row;
+    for (i = 0; i < n_pairs; i++, x += 64, scales += 16, acc += 2 * MBI_LANES) {
+        int64x2_t left = vreinterpretq_s64_u8(vld1q_u8(x));
+        int64x2_t right = vreinterpretq_s64_u8(vld1q_u8(x + 32));
+        int8x16_t x0 = vreinterpretq_s8_s64(vzip1q_s64(left, right));
+        int8x16_t x1 = vreinterpretq_s8_s64(vzip2q_s64(left, right));
+        int8x16_t x2;
+        int8x16_t x3;
+        vf xs = vreinterpretq_f32_u8(vld1q_u8(scales)); /* scale, 0, scale, 0 */
+        xs = vuzp1q_f32(xs, xs);
+        left = vreinterpretq_s64_u8(vld1q_u8(x + 16));
+        right = vreinterpretq_s64_u8(vld1q_u8(x + 48));
+        x2 = vreinterpretq_s8_s64(vzip1q_s64(left, right));
+        x3 = vreinterpretq_s8_s64(vzip2q_s64(left, right));
+        MBI_I8MM_ADD(acc, a0, a1, a2, a3, scale0)
+        MBI_I8MM_ADD(acc + 4, b0, b1, b2, b3, scale1)
+        MBI_I8MM_ADD(acc + 8, c0, c1, c2, c3, scale2)
+        MBI_I8MM_ADD(acc + 12, d0, d1, d2, d3, scale3)
+    }
+}
+#undef MBI_I8MM_ROWS
+#undef MBI_I8MM_ADD
+
+/* acc of one pair: [16 rows][2 tokens] -> [2 tokens][16 rows]. */
+MBI_FN void mbi_i8mm_unpair(float *acc) {
+    float v[2 * MBI_LANES];
+    int i;
+    memcpy(v, acc, sizeof v);
+    for (i = 0; i < MBI_LANES; i += 4) {
+        vf a = vld1q_f32(v + 2 * i);
+        vf b = vld1q_f32(v + 2 * i + 4);
+        vst1q_f32(acc + i, vuzp1q_f32(a, b));
+        vst1q_f32(acc + MBI_LANES + i, vuzp2q_f32(a, b));
+    }
+}
+
+MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { TILE = 64 };
+    const mbi_mat *w = g->w;
+    MBI_ALIGN64 float acc[TILE * MBI_LANES];
+    int n_groups = (w->cols + 31) / 32;
+    int p;
+    int start;
+    if ((w->type != MAMBA_Q8 && w->type != MAMBA_Q4) || t1 - t0 < 2) {
+        MBI_I(mbi_k_gemm)(g, p0, p1, t0, t1);
+        return;
+    }
+    for (p = p0; p < p1; p++) {
+        const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
+        for (start = t0; start < t1; start += TILE) {
+            int end = mbi_min_int(start + TILE, t1);
+            int n_pairs = (end - start) / 2;
+            float *last = acc + 2 * n_pairs * MBI_LANES; /* the sums of an odd last token */
+            int i;
+            int k;
+            int t;
+            for (i = 0; i < MBI_LANES; i += 4) {
+                vf bias = g->bias ? vld1q_f32(g->bias + p * MBI_LANES + i) : vdupq_n_f32(0.0f);
+                for (t = 0; t < n_pairs; t++) {
+                    vst1q_f32(acc + 2 * (t * MBI_LANES + i), vzip1q_f32(bias, bias));
+                    vst1q_f32(acc + 2 * (t * MBI_LANES + i) + 4, vzip2q_f32(bias, bias));
+                }
+                if ((end - start) % 2 != 0) {
+                    vst1q_f32(last + i, bias);
+                }
+            }
+            for (k = 0; k < n_groups; k++) {
+                const unsigned char *x = (const unsigned char *)g->x +
+                                         (size_t)k * (size_t)g->n_tokens * 40;
+                mbi_i8mm_product(w, panel, 0, k, x, g->n_tokens, start, n_pairs, acc);
+                mbi_i8mm_product(w, panel, 8, k, x, g->n_tokens, start, n_pairs, acc);
+                for (i = 0; i < MBI_LANES && (end - start) % 2 != 0; i += V_LANES) {
+                    MBI_I(mbi_int8_product)(w, panel, i, k, x, g->n_tokens, end - 1, end, last);
+                }
+            }
+            for (t = 0; t < n_pairs; t++) {
+                mbi_i8mm_unpair(acc + 2 * t * MBI_LANES);
+            }
+            MBI_T(mbi_gemm_finish)(g, p, start, end - start, acc, MBI_LANES);
+        }
+    }
+}
+#undef MBI_I8MM_FN
+#endif /* MBI_NEON && MBI_BUILD_NEON_I8MM */
+
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_amx   Products by AMX matrix tiles                                           (private)
  *
@@ -3368,6 +3534,11 @@ static const mamba_target mbi_target_avx2int8 = {
 static const mamba_target mbi_target_neondot = {
     "neondot", MBI_CPU_DOTPROD, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
 #endif
+#if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_I8MM
+static const mamba_target mbi_target_neoni8mm = {
+    "neoni8mm", MBI_CPU_I8MM, {MBI_I(mbi_k_prepared_bytes), MBI_I(mbi_k_prepare),
+                               mbi_k_gemm_neoni8mm, MBI_REST_LIST(MBI_X)}};
+#endif
 #undef MBI_INT8_X
 #undef MBI_X
 
@@ -3437,6 +3608,9 @@ static const mamba_target *mbi_target_at(int i) {
 #endif
 #if MBI_BUILD_NEON_DOT
         &mbi_target_neondot,
+#endif
+#if MBI_BUILD_NEON_I8MM
+        &mbi_target_neoni8mm,
 #endif
 #if MBI_BASELINE == MBI_WASM
         &mbi_target_wasm,

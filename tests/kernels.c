@@ -208,7 +208,7 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
         }
         bound += 1e-30; /* products of denormals count as 0 */
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
-                strcmp(name, "avx2int8") == 0) &&
+                strcmp(name, "neoni8mm") == 0 || strcmp(name, "avx2int8") == 0) &&
                (type == MAMBA_Q8 || type == MAMBA_Q4)) {
         bound += group / 254 * 1.01;
     }
@@ -320,6 +320,59 @@ TEST(products) {
         check_product(types[type], 33, 70, 530);
     }
 }
+
+/* ---- targets that promise each other's bits --------------------------------------------------- */
+static void check_same_bits(const mamba_target *a, const mamba_target *b, mamba_type type, int rows, int cols,
+                            int n_tokens) {
+    weights w;
+    float *x = blocked_make(cols, n_tokens);
+    size_t n_y = (size_t)((rows + 15) / 16 * 16) * (size_t)n_tokens;
+    float *y[2];
+    int i;
+    weights_make(&w, type, rows, cols);
+    for (i = 0; i < 2; i++) {
+        y[i] = (float *)take(sizeof(float) * n_y);
+        target = i == 0 ? a : b;
+        product(&w, x, n_tokens, NULL, 0, 0, y[i], (size_t)n_tokens * 16, 16, 1, 0);
+    }
+    if (memcmp(y[0], y[1], sizeof(float) * n_y) != 0) {
+        printf("%s, %s, %s (%d, %d) x %d: other bits\n", a->name, b->name, type_names[type], rows, cols,
+               n_tokens);
+        FAIL("the same bits");
+    }
+    weights_free(&w);
+    free(x);
+    free(y[0]);
+    free(y[1]);
+}
+
+static void check_twins(const char *name, const char *twin, int all) {
+    static const int shapes[][2] = {{16, 31}, {33, 130}, {48, 777}};
+    const mamba_target *a = mamba_target_find(name, strlen(name));
+    const mamba_target *b = mamba_target_find(twin, strlen(twin));
+    int type;
+    int i;
+    int n_tokens;
+    if (!a || !b || !mamba_target_usable(a) || !mamba_target_usable(b)) {
+        SKIP("this machine can't run them");
+    }
+    for (type = all ? 0 : MAMBA_Q8; type <= MAMBA_Q4; type++) {
+        for (i = 0; i < 3; i++) {
+            for (n_tokens = 1; n_tokens <= 21; n_tokens++) {
+                check_same_bits(a, b, types[type], shapes[i][0], shapes[i][1], n_tokens);
+            }
+            for (n_tokens = 62; n_tokens <= 67; n_tokens++) {
+                check_same_bits(a, b, types[type], shapes[i][0], shapes[i][1], n_tokens);
+            }
+        }
+    }
+}
+
+#if MBI_BUILD_NEON_I8MM
+TEST(neoni8mm_is_neondot) {
+    check_twins("neoni8mm", "neondot", 1);
+}
+#endif
 
 /* ---- element by element --------------------------------------------------------------------- */
 static double ulps(double got, double exact) {
@@ -649,4 +702,7 @@ TEST_MAIN("kernels") {
         RUN(scan);
         RUN(scan_tiny_states);
     }
+#if MBI_BUILD_NEON_I8MM
+    RUN(neoni8mm_is_neondot);
+#endif
 }
