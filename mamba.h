@@ -109,6 +109,7 @@
  *   @@kernels        The mathematics of each kernel, once, in the vocabulary above
  *   @@kernels_int8   Products of q8 and q4 weights by integer dot instructions
  *   @@kernels_amx    Products by AMX matrix tiles
+ *   @@kernels_bf16   Products of bf16 weights by NEON matrix instructions
  *   @@kernel_table   The tables of this pass
  *   @@dispatch       The list of targets and the choice among them
  *   @@format         The .mamba file, byte by byte
@@ -738,6 +739,11 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #else
 #define MBI_BUILD_NEON_I8MM 0
 #endif
+#if MBI_BUILD_NEON_I8MM && !defined(MAMBA_NO_NEONBF16)
+#define MBI_BUILD_NEON_BF16 1
+#else
+#define MBI_BUILD_NEON_BF16 0
+#endif
 #if defined(__wasm_simd128__)
 #define MBI_BUILD_WASM 1
 #else
@@ -1167,7 +1173,8 @@ enum {
     MBI_CPU_AVX512BF16,
     MBI_CPU_AMX,
     MBI_CPU_DOTPROD,
-    MBI_CPU_I8MM
+    MBI_CPU_I8MM,
+    MBI_CPU_NEONBF16
 };
 
 #if MBI_BUILD_AVX2
@@ -1202,6 +1209,7 @@ static uint32_t mbi_cpu_features(void) {
     if (f >> MBI_CPU_DOTPROD & 1) {
         unsigned long hwcap2 = getauxval(26); /* AT_HWCAP2 */
         f |= (uint32_t)(hwcap2 >> 13 & 1) << MBI_CPU_I8MM; /* HWCAP2_I8MM */
+        f |= (uint32_t)(hwcap2 >> 13 & hwcap2 >> 14 & 1) << MBI_CPU_NEONBF16; /* and HWCAP2_BF16 */
     }
 #endif
 #endif
@@ -3503,6 +3511,185 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
 #endif /* MBI_AVX512 && MBI_BUILD_AMX */
 
 /* ------------------------------------------------------------------------------------------------
+ * @@kernels_bf16   Products of bf16 weights by NEON matrix instructions                  (private)
+ *
+ * Activations are split into x = hi + lo, each rounded to bf16.  bfmmla adds to a 2x2 tile of sums
+ * the product of 2 rows x 4 columns of weights and 4 columns x 2 vectors; the two vectors are hi
+ * and lo of one token, so every token is worked on alike, alone or among others, and an output has
+ * two accumulators:
+ *   y = (bias + sum_k w[k]*hi[k]) + sum_k w[k]*lo[k]
+ * Columns ascend in steps of 4, acc = (acc + (p0 + p1)) + (p2 + p3).  The products p are exact,
+ * sums are rounded to odd (off by less than a unit in the last place, not half of one) and
+ * denormals count as zero.  Error beside this accumulation: 2^-16 relative to sum |w x|.  The
+ * other types run as in neoni8mm.
+ *
+ * Prepared activations: per tile of 16 tokens (the last one may have fewer), per 4 columns, per
+ * token: 4 hi, then 4 lo.
+ * ---------------------------------------------------------------------------------------------- */
+#if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_BF16
+#define MBI_BF16_FN                                                                                \
+    static __attribute__((target("arch=armv8.2-a+dotprod+i8mm+bf16"))) MBI_NOINLINE
+
+static size_t mbi_k_prepared_bytes_neonbf16(mamba_type type, int n, int n_tokens) {
+    if (type != MAMBA_BF16) {
+        return MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens);
+    }
+    return (size_t)mbi_pad_int(n, MBI_LANES) * (size_t)n_tokens * 4;
+}
+
+MBI_BF16_FN void mbi_k_prepare_neonbf16(mamba_type type, const float *x, int n, int n_tokens,
+                                        int t0, int t1, void *out) {
+    size_t block = (size_t)n_tokens * MBI_LANES;
+    int n_blocks = (n + MBI_LANES - 1) / MBI_LANES;
+    int b;
+    int t;
+    int r;
+    int i;
+    if (type != MAMBA_BF16) {
+        MBI_I(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, out);
+        return;
+    }
+    for (b = 0; b < n_blocks; b++) { /* outside: x is read in address order */
+        for (t = t0; t < t1; t += 16) {
+            int n_rows = mbi_min_int(16, n_tokens - t);
+            const float *in = x + (size_t)b * block + (size_t)t * MBI_LANES;
+            unsigned char *o = (unsigned char *)out + (size_t)t * (size_t)n_blocks * 64 +
+                               (size_t)(b * 64 * n_rows);
+            for (r = 0; r < n_rows; r++) {
+                for (i = 0; i < 4; i++) {
+                    float32x4_t v = vld1q_f32(in + r * MBI_LANES + 4 * i);
+                    uint16x4_t hi = vreinterpret_u16_bf16(vcvt_bf16_f32(v));
+                    uint16x4_t lo = vreinterpret_u16_bf16(vcvt_bf16_f32(
+                        vsubq_f32(v, vreinterpretq_f32_u32(vshll_n_u16(hi, 16)))));
+                    vst1q_u8(o + (i * n_rows + r) * 16,
+                             vreinterpretq_u8_u16(vcombine_u16(hi, lo)));
+                }
+            }
+        }
+    }
+}
+
+/* acc[token][16 rows][hi, lo] += panel * x over n steps of 4 columns, x_step bytes apart in x: 8
+ * rows from `w` and `acc` on of 4 tokens, or 16 rows of one.  Two units of 2 columns x 4 rows become
+ * two vectors of 4 columns x 2 rows. */
+#define MBI_BF16_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
+#define MBI_BF16_V8(X, t) MBI_BF16_V4(X, t) X(4, t) X(5, t) X(6, t) X(7, t)
+#define MBI_BF16_N1(V, X) X(V, 0)
+#define MBI_BF16_N4(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3)
+#define MBI_BF16_IN(v, t) float32x4_t a##v##_##t = vld1q_f32(acc + (t) * 2 * MBI_LANES + 4 * (v));
+#define MBI_BF16_OUT(v, t) vst1q_f32(acc + (t) * 2 * MBI_LANES + 4 * (v), a##v##_##t);
+#define MBI_BF16_W(v, t)                                                                           \
+    uint32x4_t u##v = V_LOAD_U32(w + (v) / 2 * 16);                                                \
+    uint32x4_t r##v = V_LOAD_U32(w + 64 + (v) / 2 * 16);                                           \
+    bfloat16x8_t w##v = vreinterpretq_bf16_u32((v) % 2 == 0 ? vzip1q_u32(u##v, r##v)               \
+                                                            : vzip2q_u32(u##v, r##v));
+#define MBI_BF16_ADD(v, t) a##v##_##t = vbfmmlaq_f32(a##v##_##t, w##v, xt);
+#define MBI_BF16_LOAD(V, t) V(MBI_BF16_IN, t)
+#define MBI_BF16_STORE(V, t) V(MBI_BF16_OUT, t)
+#define MBI_BF16_TOKEN(V, t)                                                                       \
+    xt = vreinterpretq_bf16_u8(vld1q_u8(x + (t) * 16));                                            \
+    V(MBI_BF16_ADD, t)
+#define MBI_BF16_KERNEL(name, V, N)                                                                \
+    MBI_BF16_FN void name(const unsigned char *w, const unsigned char *x, size_t x_step, int n,    \
+                          float *acc) {                                                            \
+        N(V, MBI_BF16_LOAD)                                                                        \
+        for (; n > 0; n--, w += 128, x += x_step) {                                                \
+            bfloat16x8_t xt;                                                                       \
+            V(MBI_BF16_W, 0)                                                                       \
+            N(V, MBI_BF16_TOKEN)                                                                   \
+        }                                                                                          \
+        N(V, MBI_BF16_STORE)                                                                       \
+    }
+MBI_BF16_KERNEL(mbi_bf16_4, MBI_BF16_V4, MBI_BF16_N4)
+MBI_BF16_KERNEL(mbi_bf16_1, MBI_BF16_V8, MBI_BF16_N1)
+#undef MBI_BF16_V4
+#undef MBI_BF16_V8
+#undef MBI_BF16_N1
+#undef MBI_BF16_N4
+#undef MBI_BF16_IN
+#undef MBI_BF16_OUT
+#undef MBI_BF16_W
+#undef MBI_BF16_ADD
+#undef MBI_BF16_LOAD
+#undef MBI_BF16_STORE
+#undef MBI_BF16_TOKEN
+#undef MBI_BF16_KERNEL
+
+/* One panel, n steps of columns from `step` of n_steps on, n tokens from `start` (a multiple of 16)
+ * on. */
+MBI_BF16_FN void mbi_bf16_panel(const unsigned char *panel, const mbi_gemm *g, int step,
+                                int steps, int n_steps, int start, int n, float *acc) {
+    const unsigned char *w = panel + (size_t)step * 128;
+    int t = 0;
+    while (t < n) {
+        int first = (start + t) / 16 * 16;
+        size_t x_step = (size_t)mbi_min_int(16, g->n_tokens - first) * 16;
+        const unsigned char *x = (const unsigned char *)g->x +
+                                 (size_t)first * (size_t)n_steps * 16 + (size_t)step * x_step +
+                                 (size_t)(start + t - first) * 16;
+        float *a = acc + (size_t)t * 2 * MBI_LANES;
+        if (n - t >= 4) {
+            mbi_bf16_4(w, x, x_step, steps, a);
+            mbi_bf16_4(w + 32, x, x_step, steps, a + MBI_LANES);
+            t += 4;
+        } else {
+            mbi_bf16_1(w, x, x_step, steps, a);
+            t++;
+        }
+    }
+}
+
+/* Groups of 4 panels; 128 columns of them at a time (16 KiB, the first-level cache) for all tokens,
+ * or, where few tokens use them, all columns of one panel after the other. */
+MBI_BF16_FN void mbi_k_gemm_neonbf16(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { GROUP = 4, STEPS = 32 };
+    const mbi_mat *w = g->w;
+    float *acc = (float *)g->scratch; /* [panel][token][16 rows][2] */
+    int n_steps = mbi_pad_int(w->cols, MBI_LANES) / 4;
+    int max_t = (mbi_min_int(768, 256 * 1024 / (n_steps * 4) + 120) + 15) / 16 * 16;
+    int span = t1 - t0 < 4 ? n_steps : STEPS;
+    int start;
+    int p;
+    if (w->type != MAMBA_BF16) {
+        mbi_k_gemm_neoni8mm(g, p0, p1, t0, t1);
+        return;
+    }
+    for (start = t0; start < t1; start += max_t) {
+        int n = mbi_min_int(max_t, t1 - start);
+        size_t width = (size_t)n * 2 * MBI_LANES;
+        for (p = p0; p < p1; p += GROUP) {
+            int n_panels = mbi_min_int(GROUP, p1 - p);
+            int i;
+            int k;
+            int t;
+            for (t = 0; t < n_panels * n; t++) {
+                const float *bias = g->bias ? g->bias + (p + t / n) * MBI_LANES : NULL;
+                for (i = 0; i < MBI_LANES; i++) {
+                    acc[(t * MBI_LANES + i) * 2] = bias ? bias[i] : 0.0f;
+                    acc[(t * MBI_LANES + i) * 2 + 1] = 0.0f;
+                }
+            }
+            for (k = 0; k < n_steps; k += span) {
+                for (i = 0; i < n_panels; i++) {
+                    mbi_bf16_panel(w->data + (size_t)(p + i) * w->panel_bytes, g, k,
+                                   mbi_min_int(span, n_steps - k), n_steps, start, n,
+                                   acc + (size_t)i * width);
+                }
+            }
+            for (i = 0; i < n_panels; i++) {
+                float *a = acc + (size_t)i * width;
+                for (t = 0; t < n * 2 * MBI_LANES; t += 8) { /* hi + lo, in place */
+                    vst1q_f32(a + t / 2, vpaddq_f32(vld1q_f32(a + t), vld1q_f32(a + t + 4)));
+                }
+                MBI_T(mbi_gemm_finish)(g, p + i, start, n, a, MBI_LANES);
+            }
+        }
+    }
+}
+#undef MBI_BF16_FN
+#endif /* MBI_NEON && MBI_BUILD_NEON_BF16 */
+
+/* ------------------------------------------------------------------------------------------------
  * @@kernel_table   The tables of this pass                                               (private)
  * ---------------------------------------------------------------------------------------------- */
 #define MBI_X(type, name, args) MBI_T(mbi_k_##name),
@@ -3538,6 +3725,11 @@ static const mamba_target mbi_target_neondot = {
 static const mamba_target mbi_target_neoni8mm = {
     "neoni8mm", MBI_CPU_I8MM, {MBI_I(mbi_k_prepared_bytes), MBI_I(mbi_k_prepare),
                                mbi_k_gemm_neoni8mm, MBI_REST_LIST(MBI_X)}};
+#endif
+#if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_BF16
+static const mamba_target mbi_target_neonbf16 = {
+    "neonbf16", MBI_CPU_NEONBF16, {mbi_k_prepared_bytes_neonbf16, mbi_k_prepare_neonbf16,
+                                   mbi_k_gemm_neonbf16, MBI_REST_LIST(MBI_X)}};
 #endif
 #undef MBI_INT8_X
 #undef MBI_X
@@ -3611,6 +3803,9 @@ static const mamba_target *mbi_target_at(int i) {
 #endif
 #if MBI_BUILD_NEON_I8MM
         &mbi_target_neoni8mm,
+#endif
+#if MBI_BUILD_NEON_BF16
+        &mbi_target_neonbf16,
 #endif
 #if MBI_BASELINE == MBI_WASM
         &mbi_target_wasm,

@@ -208,9 +208,12 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
         }
         bound += 1e-30; /* products of denormals count as 0 */
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
-                strcmp(name, "neoni8mm") == 0 || strcmp(name, "avx2int8") == 0) &&
+                strcmp(name, "neoni8mm") == 0 || strcmp(name, "neonbf16") == 0 ||
+                strcmp(name, "avx2int8") == 0) &&
                (type == MAMBA_Q8 || type == MAMBA_Q4)) {
         bound += group / 254 * 1.01;
+    } else if (strcmp(name, "neonbf16") == 0 && type == MAMBA_BF16) {
+        bound += ldexp(sum, -16) + 1e-30; /* products of denormals count as 0 */
     }
     return bound;
 }
@@ -346,7 +349,8 @@ static void check_same_bits(const mamba_target *a, const mamba_target *b, mamba_
     free(y[1]);
 }
 
-static void check_twins(const char *name, const char *twin, int all) {
+/* For every type but `other`. */
+static void check_twins(const char *name, const char *twin, int other) {
     static const int shapes[][2] = {{16, 31}, {33, 130}, {48, 777}};
     const mamba_target *a = mamba_target_find(name, strlen(name));
     const mamba_target *b = mamba_target_find(twin, strlen(twin));
@@ -356,8 +360,8 @@ static void check_twins(const char *name, const char *twin, int all) {
     if (!a || !b || !mamba_target_usable(a) || !mamba_target_usable(b)) {
         SKIP("this machine can't run them");
     }
-    for (type = all ? 0 : MAMBA_Q8; type <= MAMBA_Q4; type++) {
-        for (i = 0; i < 3; i++) {
+    for (type = MAMBA_F32; type <= MAMBA_Q4; type++) {
+        for (i = 0; i < 3 && type != other; i++) {
             for (n_tokens = 1; n_tokens <= 21; n_tokens++) {
                 check_same_bits(a, b, types[type], shapes[i][0], shapes[i][1], n_tokens);
             }
@@ -370,7 +374,12 @@ static void check_twins(const char *name, const char *twin, int all) {
 
 #if MBI_BUILD_NEON_I8MM
 TEST(neoni8mm_is_neondot) {
-    check_twins("neoni8mm", "neondot", 1);
+    check_twins("neoni8mm", "neondot", -1);
+}
+#endif
+#if MBI_BUILD_NEON_BF16
+TEST(neonbf16_is_neoni8mm) { /* but for bf16 */
+    check_twins("neonbf16", "neoni8mm", MAMBA_BF16);
 }
 #endif
 
@@ -704,5 +713,8 @@ TEST_MAIN("kernels") {
     }
 #if MBI_BUILD_NEON_I8MM
     RUN(neoni8mm_is_neondot);
+#endif
+#if MBI_BUILD_NEON_BF16
+    RUN(neonbf16_is_neoni8mm);
 #endif
 }
