@@ -77,8 +77,8 @@
  * DETERMINISM AND ACCURACY
  *   Same model file, same target, same calls: same bits, for any number of threads, any chunking
  *   of the prompt and single steps.  Every output of a matrix product is accumulated over its
- *   inputs in one fixed order by one accumulator; threads split outputs, never inputs.  Between
- *   targets results differ by rounding; @@kernel_list states the bound of each kernel.
+ *   inputs in one fixed order; threads split outputs, never inputs.  Between targets results
+ *   differ by rounding; @@kernel_list states the bound of each kernel.
  *   State, dt, exp(dt*A), norms, convolution and residual stream are float32 on every target.
  *   Time-parallel scan (mamba_scan_time_parallel) and chunked form (mamba_ssd_chunked) round
  *   differently from the sequential recurrence, and depend on where chunks start; models never
@@ -1253,10 +1253,11 @@ static uint32_t mbi_cpu_features(void) {
  * is the plain vector.  A *panel* is 16 rows of a weight matrix, interleaved along the columns
  * (byte layout: @@format).
  *
- * Arithmetic.  Every output of gemm has one accumulator and adds its columns in ascending order,
- * so GEMV and GEMM, any token range and any panel range give the same bits.  Multiplications that
- * feed additions are explicit FMAs where the target has them (scalar: only if the baseline has),
- * so contraction by the compiler can't make two call sites differ.
+ * Arithmetic.  Every output of gemm has one accumulator (neonbf16: one for each half of x) and
+ * adds its columns in ascending order, so GEMV and GEMM, any token range and any panel range give
+ * the same bits.  Multiplications that feed additions are explicit FMAs where the target has them
+ * (scalar: only if the baseline has), so contraction by the compiler can't make two call sites
+ * differ.
  * ---------------------------------------------------------------------------------------------- */
 /* One weight matrix, ready for the kernels. */
 typedef struct mbi_mat {
