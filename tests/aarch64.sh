@@ -39,7 +39,7 @@ if [ "${FULL:-0}" = 1 ]; then
     suite ops
     MAMBA_TEST_QUICK=1 suite model golden_logits tales cuts threads vectors hidden arguments opens failing save damage
 else
-    suite kernels _is_neon
+    MAMBA_TEST_QUICK=1 suite kernels products _is_neon
     suite ops softplus silu rmsnorm conv discretize recurrence edges scan_golden
     suite model golden_logits vectors opens arguments
 fi

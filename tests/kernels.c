@@ -313,11 +313,17 @@ TEST(products) {
     int i;
     int j;
     int turn = 0;
+    int quick = getenv("MAMBA_TEST_QUICK") != NULL; /* under emulators: a third of the shapes, none large */
     for (type = 0; type < 5; type++) {
         for (i = 0; i < 5; i++) {
-            for (j = 0; j < 9; j++) {
-                check_product(types[type], rows[i], cols[j], 1 + turn++ % 40);
+            for (j = 0; j < 9; j++, turn++) {
+                if (!quick || (i + j) % 3 == 2) {
+                    check_product(types[type], rows[i], cols[j], 1 + turn % 40);
+                }
             }
+        }
+        if (quick) {
+            continue;
         }
         check_product(types[type], 40, 1100, 100);
         check_product(types[type], 33, 70, 530);
