@@ -3658,15 +3658,16 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
  * @@vocabulary   The tokenizer section: layout and checks                             (private)
  * ---------------------------------------------------------------------------------------------- */
 /* The tokenizer section.  Little-endian u32 unless said otherwise; used in place.
- *    0  magic "MBTK"                   4  version = 1
+ *    0  magic "MBTK"                   4  version: 1, or 2 where a value marked (2) is used
  *    8  bytes: size of the section    12  kind: 1 bytes (no merges), 2 byte pair encoding
  *   16  flags: 1 text is normalized to NFC, 2 a space is put in front of text that lacks one
- *   20  split: 0 none, 1 the pattern of GPT-2
+ *   20  split: 0 none, 1 the pattern of GPT-2, 2 that of Falcon (2)
  *   24  n_ids, 1..2^24               28  n_added
  *   32  n_added_raw <= n_added       36  n_slots: 0 or a power of two <= 2^26
  *   40  n_merges <= n_slots / 2      44  heap_bytes
  *   48  length of the longest token  52  bos id, 56 eos id, 60 pad id (0xFFFFFFFF = none)
- * From 64 on, without gaps, to the end of the section:
+ *   64  16 bytes reserved, 0 (2)
+ * From 64, in version 2 from 80 on, without gaps, to the end of the section:
  *   merges    n_slots x (left id, right id, rank, merged id); left = 0xFFFFFFFF: free.  A hash
  *             table: a pair is searched from slot
  *             ((left << 32 | right) * 0x9E3779B97F4A7C15 mod 2^64) >> 32 mod n_slots
@@ -3686,8 +3687,9 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
 #endif
 
 #define MBI_TOK_MAGIC 0x4B54424Du       /* "MBTK" */
-#define MBI_TOK_VERSION 1u
+#define MBI_TOK_VERSION 2u              /* the newest; older ones are read too */
 #define MBI_TOK_HEADER 64u
+#define MBI_TOK_HEADER_2 80u
 #define MBI_TOK_NONE 0xFFFFFFFFu
 #define MBI_TOK_MAX_IDS (1u << 24)
 #define MBI_TOK_MAX_SLOTS (1u << 26)
@@ -3696,7 +3698,7 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
 
 enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2 };                                        /* kind */
 enum { MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2 };                                 /* flags */
-enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1 };                            /* split */
+enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1, MBI_TOK_SPLIT_FALCON = 2 };  /* split */
 enum { MBI_TOK_EXISTS = 1, MBI_TOK_ADDED = 2, MBI_TOK_SPECIAL = 4 };                /* id flags */
 enum {
     MBI_ADDED_SPECIAL = 1, MBI_ADDED_NORMALIZED = 2, MBI_ADDED_LSTRIP = 4, MBI_ADDED_RSTRIP = 8
@@ -3710,6 +3712,7 @@ struct mamba_tokenizer {
     const unsigned char *added;         /* (n_added, 2) u32: id, flags */
     const unsigned char *id_flags;      /* (n_ids) u8 */
     const unsigned char *heap;
+    uint32_t header_bytes;
     uint32_t kind;
     uint32_t flags;
     uint32_t split;
@@ -3772,8 +3775,7 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
         "tokenizer.n_added_raw", "tokenizer.n_slots", "tokenizer.n_merges", "tokenizer.heap_bytes",
         "tokenizer.max_token_bytes"};
     uint32_t v[13];
-    uint64_t low[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0,
-        0};
+    uint64_t low[13] = {MBI_TOK_MAGIC, 1, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0, 0};
     uint64_t high[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BPE,
         MBI_TOK_NFC | MBI_TOK_PREFIX_SPACE, MBI_TOK_SPLIT_GPT2, MBI_TOK_MAX_IDS, 0, 0,
         MBI_TOK_MAX_SLOTS, 0, 0, 0};
@@ -3784,6 +3786,9 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
     }
     for (i = 0; i < 13; i++) {
         v[i] = mbi_load_u32(t->base + 4 * i);
+    }
+    if (v[1] > 1) {
+        high[5] = MBI_TOK_SPLIT_FALCON;
     }
     low[2] = high[2] = bytes;
     high[7] = v[6];
@@ -3800,6 +3805,18 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
     if ((v[9] & (v[9] - 1)) != 0 || (v[3] == MBI_TOK_BYTES && v[9] != 0)) {
         return mbi_tok_bad(t, t->base + 36, names[9], v[9], 0, MBI_TOK_MAX_SLOTS,
                            "not a power of two, or not 0 for bytes", err);
+    }
+    t->header_bytes = v[1] > 1 ? MBI_TOK_HEADER_2 : MBI_TOK_HEADER;
+    if (bytes < t->header_bytes) {
+        return mbi_tok_bad(t, t->base, "tokenizer", bytes, t->header_bytes, UINT32_MAX,
+                           "section shorter than its header", err);
+    }
+    for (i = MBI_TOK_HEADER; i < t->header_bytes; i += 4) {
+        uint32_t reserved = mbi_load_u32(t->base + i);
+        if (reserved != 0) {
+            return mbi_tok_bad(t, t->base + i, "tokenizer.reserved", reserved, 0, 0, "not zero",
+                               err);
+        }
     }
     t->kind = v[3];
     t->flags = v[4];
@@ -3820,7 +3837,7 @@ static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_err
         "tokenizer.byte_ids", "tokenizer.added", "tokenizer.id_flags", "tokenizer.heap"};
     const unsigned char *part[6];
     uint64_t size[6];
-    uint64_t at = MBI_TOK_HEADER;
+    uint64_t at = t->header_bytes;
     size_t i;
     size[0] = (uint64_t)16 * t->n_slots;      /* the header's limits keep all of these below 2^31 */
     size[1] = (uint64_t)4 * (t->n_ids + 1);
@@ -6992,6 +7009,8 @@ static mamba_status mbi_run_selftest(const mamba_model *m, mamba_error *err) {
  *   mbi_uc_classes    where the class changes: code point << 3 | class, rising. Class bits 0-1:
  *                     other, letter (L*), number (N*), white space; bit 2 (MBI_UC_NFC): combining
  *                     class not 0, or cannot stand in NFC text wherever it likes
+ *   mbi_uc_punctuation  where punctuation (P*) and anything else begins, in turns, from 0 on: ASCII's
+ *                     as in C, beyond it as of Unicode 8, which published tokenizers keep to
  *   mbi_uc_combining  where the canonical combining class changes: code point << 8 | class
  *   mbi_uc_cjk1/2     canonical singletons of U+F900..FAFF and U+2F800..2FA1F, 0 = none
  *   mbi_uc_pairs      all other canonical mappings, one step: cp << 42 | first << 21 | second,
@@ -7166,6 +7185,32 @@ static const uint32_t mbi_uc_classes[] = {
     0xF7550,0xF7559,0xF75E0,0xF8802,0xF8868,0xFDF82,0xFDFD0,0x100001,0x153700,0x153801,0x15B9D0,
     0x15BA01,0x15C0F0,0x15C101,0x167510,0x167581,0x175F08,0x17C005,0x17D0F0,0x180001,0x189A58,
     0x189A81,0x191D80,
+};
+static const uint32_t mbi_uc_punctuation[] = {
+    0,0x21,0x30,0x3A,0x41,0x5B,0x61,0x7B,0x7F,0xA1,0xA2,0xA7,0xA8,0xAB,0xAC,0xB6,0xB8,0xBB,0xBC,
+    0xBF,0xC0,0x37E,0x37F,0x387,0x388,0x55A,0x560,0x589,0x58B,0x5BE,0x5BF,0x5C0,0x5C1,0x5C3,0x5C4,
+    0x5C6,0x5C7,0x5F3,0x5F5,0x609,0x60B,0x60C,0x60E,0x61B,0x61C,0x61E,0x620,0x66A,0x66E,0x6D4,
+    0x6D5,0x700,0x70E,0x7F7,0x7FA,0x830,0x83F,0x85E,0x85F,0x964,0x966,0x970,0x971,0xAF0,0xAF1,
+    0xDF4,0xDF5,0xE4F,0xE50,0xE5A,0xE5C,0xF04,0xF13,0xF14,0xF15,0xF3A,0xF3E,0xF85,0xF86,0xFD0,
+    0xFD5,0xFD9,0xFDB,0x104A,0x1050,0x10FB,0x10FC,0x1360,0x1369,0x1400,0x1401,0x166D,0x166F,0x169B,
+    0x169D,0x16EB,0x16EE,0x1735,0x1737,0x17D4,0x17D7,0x17D8,0x17DB,0x1800,0x180B,0x1944,0x1946,
+    0x1A1E,0x1A20,0x1AA0,0x1AA7,0x1AA8,0x1AAE,0x1B5A,0x1B61,0x1BFC,0x1C00,0x1C3B,0x1C40,0x1C7E,
+    0x1C80,0x1CC0,0x1CC8,0x1CD3,0x1CD4,0x2010,0x2028,0x2030,0x2044,0x2045,0x2052,0x2053,0x205F,
+    0x207D,0x207F,0x208D,0x208F,0x2308,0x230C,0x2329,0x232B,0x2768,0x2776,0x27C5,0x27C7,0x27E6,
+    0x27F0,0x2983,0x2999,0x29D8,0x29DC,0x29FC,0x29FE,0x2CF9,0x2CFD,0x2CFE,0x2D00,0x2D70,0x2D71,
+    0x2E00,0x2E2F,0x2E30,0x2E43,0x3001,0x3004,0x3008,0x3012,0x3014,0x3020,0x3030,0x3031,0x303D,
+    0x303E,0x30A0,0x30A1,0x30FB,0x30FC,0xA4FE,0xA500,0xA60D,0xA610,0xA673,0xA674,0xA67E,0xA67F,
+    0xA6F2,0xA6F8,0xA874,0xA878,0xA8CE,0xA8D0,0xA8F8,0xA8FB,0xA8FC,0xA8FD,0xA92E,0xA930,0xA95F,
+    0xA960,0xA9C1,0xA9CE,0xA9DE,0xA9E0,0xAA5C,0xAA60,0xAADE,0xAAE0,0xAAF0,0xAAF2,0xABEB,0xABEC,
+    0xFD3E,0xFD40,0xFE10,0xFE1A,0xFE30,0xFE53,0xFE54,0xFE62,0xFE63,0xFE64,0xFE68,0xFE69,0xFE6A,
+    0xFE6C,0xFF01,0xFF04,0xFF05,0xFF0B,0xFF0C,0xFF10,0xFF1A,0xFF1C,0xFF1F,0xFF21,0xFF3B,0xFF3E,
+    0xFF3F,0xFF40,0xFF5B,0xFF5C,0xFF5D,0xFF5E,0xFF5F,0xFF66,0x10100,0x10103,0x1039F,0x103A0,
+    0x103D0,0x103D1,0x1056F,0x10570,0x10857,0x10858,0x1091F,0x10920,0x1093F,0x10940,0x10A50,
+    0x10A59,0x10A7F,0x10A80,0x10AF0,0x10AF7,0x10B39,0x10B40,0x10B99,0x10B9D,0x11047,0x1104E,
+    0x110BB,0x110BD,0x110BE,0x110C2,0x11140,0x11144,0x11174,0x11176,0x111C5,0x111CA,0x111CD,
+    0x111CE,0x111DB,0x111DC,0x111DD,0x111E0,0x11238,0x1123E,0x112A9,0x112AA,0x114C6,0x114C7,
+    0x115C1,0x115D8,0x11641,0x11644,0x1173C,0x1173F,0x12470,0x12475,0x16A6E,0x16A70,0x16AF5,
+    0x16AF6,0x16B37,0x16B3C,0x16B44,0x16B45,0x1BC9F,0x1BCA0,0x1DA87,0x1DA8C,
 };
 static const uint32_t mbi_uc_combining[] = {
     0,0x300E6,0x315E8,0x316DC,0x31AE8,0x31BD8,0x31CDC,0x321CA,0x323DC,0x327CA,0x329DC,0x33401,
@@ -7721,6 +7766,11 @@ static unsigned mbi_uc_class_at(mbi_uc_cursor *k, const unsigned char *p, const 
     return mbi_uc_class(k, cp) & MBI_UC_KIND;
 }
 
+static int mbi_uc_is_punctuation(uint32_t cp) {
+    size_t n = MBI_COUNT_OF(mbi_uc_punctuation);
+    return (int)(mbi_uc_search(mbi_uc_punctuation, n, 0, cp) & 1);
+}
+
 static unsigned mbi_uc_ccc(uint32_t cp) {
     if (cp < 0x300) {
         return 0;
@@ -8181,10 +8231,78 @@ static const unsigned char *mbi_split_gpt2(mbi_encoder *e, const unsigned char *
     return q == end || last == p ? q : last;
 }
 
+/* The end of the run of punctuation, or of anything else, that starts at p < end. */
+static const unsigned char *mbi_split_punctuation(const unsigned char *p,
+                                                  const unsigned char *end) {
+    uint32_t cp;
+    const unsigned char *q = p + mbi_utf8_get(p, end, &cp);
+    int first = mbi_uc_is_punctuation(cp);
+    while (q < end) {
+        int length = mbi_utf8_get(q, end, &cp);
+        if (mbi_uc_is_punctuation(cp) != first) {
+            break;
+        }
+        q += length;
+    }
+    return q;
+}
+
+/* Does a byte stand for a number in GPT-2's byte alphabet?  Digits, and the bytes that stand there
+ * for superscripts and fractions, whatever characters they are part of. */
+static int mbi_split_is_number(unsigned char b) {
+    return (b >= '0' && b <= '9') || b == 0xB2 || b == 0xB3 || b == 0xB9 || b == 0xBC || b == 0xBD
+        || b == 0xBE;
+}
+
+/* The end of the part of a word that starts at p < end: what is no number, three digits, or what
+ * is between threes of digits in a run of numbers. */
+static const unsigned char *mbi_split_digits(const unsigned char *p, const unsigned char *end) {
+    const unsigned char *q = p;
+    unsigned n_digits = 0;
+    while (q < end && !mbi_split_is_number(*q)) {
+        ++q;
+    }
+    if (q > p) {
+        return q;
+    }
+    while (q < end && mbi_split_is_number(*q)) {
+        n_digits = *q <= '9' ? n_digits + 1 : 0;
+        ++q;
+        if (n_digits == 3) {
+            return q - p > 3 ? q - 3 : q;
+        }
+    }
+    return q;
+}
+
+/* Falcon: runs of punctuation apart from the rest, each of these by GPT-2's pattern, in the words
+ * runs of numbers apart from the rest, and in those each three digits apart. */
+static mamba_status mbi_encode_falcon(mbi_encoder *e, const unsigned char *p, size_t n) {
+    const unsigned char *end = p + n;
+    while (p < end) {
+        const unsigned char *piece = mbi_split_punctuation(p, end);
+        while (p < piece) {
+            const unsigned char *word = mbi_split_gpt2(e, p, piece);
+            while (p < word) {
+                const unsigned char *part = mbi_split_digits(p, word);
+                mamba_status status = mbi_encode_word(e, p, (size_t)(part - p));
+                if (status != MAMBA_OK) {
+                    return status;
+                }
+                p = part;
+            }
+        }
+    }
+    return MAMBA_OK;
+}
+
 static mamba_status mbi_encode_split(mbi_encoder *e, const unsigned char *p, size_t n) {
     const unsigned char *end = p + n;
     if (e->t->split == MBI_TOK_SPLIT_NONE) {
         return mbi_encode_word(e, p, n);
+    }
+    if (e->t->split == MBI_TOK_SPLIT_FALCON) {
+        return mbi_encode_falcon(e, p, n);
     }
     while (p < end) {
         const unsigned char *q = mbi_split_gpt2(e, p, end);

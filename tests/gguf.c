@@ -1832,6 +1832,28 @@ TEST(padding_is_no_token)
     }
 }
 
+TEST(names_of_splits) {
+    static const struct {
+        const char *pre;
+        uint32_t version, split;
+    } cases[] = {{"gpt-2", 1, MBI_TOK_SPLIT_GPT2}, {"falcon", 2, MBI_TOK_SPLIT_FALCON}};
+    for (int k = 0; k < 2; k++) {
+        small s = {"gpt2", cases[k].pre, {"a", "b", "ab"}, {"a b"}, {1, 1, 1}, 0, 0, 0};
+        buf b;
+        tl_error err;
+        unsigned char *section = NULL;
+        size_t bytes = 0;
+        small_bytes(&s, &b);
+        CHECK(save(scratch("v.gguf"), b.bytes, b.n));
+        CHECK_INT(read_section(scratch("v.gguf"), &section, &bytes, &err), TL_OK);
+        CHECK_INT(section != NULL ? tl_le32(section + 4) : 0, cases[k].version);
+        CHECK_INT(section != NULL ? tl_le32(section + 20) : 0, cases[k].split);
+        tl_free(section);
+        buf_free(&b);
+        unlink(scratch("v.gguf"));
+    }
+}
+
 TEST(vocabularies_refused)
 {
     SMALL("accepted", TL_OK, "", (void)0);
@@ -1840,8 +1862,10 @@ TEST(vocabularies_refused)
           "key \"tokenizer.ggml.model\": found llama, allowed: gpt2; give the "
           "tokenizer.json with --tokenizer FILE",
           s.model = "llama");
-    SMALL("T05 falcon", TL_ERR_UNSUPPORTED,
-          "key \"tokenizer.ggml.pre\": found falcon, allowed: gpt-2", s.pre = "falcon");
+    SMALL("falcon", TL_OK, "", s.pre = "falcon");
+    SMALL("T05 llama-bpe", TL_ERR_UNSUPPORTED,
+          "key \"tokenizer.ggml.pre\": found llama-bpe, allowed: gpt-2", s.pre = "llama-bpe");
+    SMALL("T05 falcon3", TL_ERR_UNSUPPORTED, "found falcon3, allowed: gpt-2", s.pre = "falcon3");
     SMALL("T05 none", TL_ERR_UNSUPPORTED, "key \"tokenizer.ggml.pre\": found none", s.pre = NULL);
     SMALL("T05 default", TL_ERR_UNSUPPORTED, "found default", s.pre = "default");
     SMALL("T05 long name", TL_ERR_UNSUPPORTED, "found qqqqqqqqqqqqqqqqqqqq",
@@ -2047,6 +2071,7 @@ TEST_MAIN("gguf")
     RUN(many_names);
     RUN(beyond_4_gib);
     RUN(models_refused);
+    RUN(names_of_splits);
     RUN(vocabularies_refused);
     RUN(padding_is_no_token);
     RUN(every_prefix);

@@ -1,8 +1,11 @@
 /*  text.c: the tokenizer: published cases, arbitrary bytes, oracles, bounded work, hostile sections
  *  and files.
  *
- *  tests/golden/tokenizer holds the tokenizer of the tales models. The cases of GPT-NeoX need its
- *  tokenizer.json, which is not part of this repository: folder MAMBA_SHARED, default ../shared.
+ *  tests/golden/tokenizer holds the tokenizer of the tales models, and a small one with the stages of
+ *  falcon-mamba-7b's tokenizer.json and merges that cross every boundary its splitting must keep; its
+ *  cases were made by the npm package tokenizers 0.23.2 (encode without special tokens, decode with
+ *  them). The cases of GPT-NeoX need its tokenizer.json, which is not part of this repository: folder
+ *  MAMBA_SHARED, default ../shared.
  */
 static void *text_malloc(unsigned long bytes);
 static void *text_realloc(void *p, unsigned long bytes);
@@ -282,8 +285,7 @@ static int round_trip(const mamba_tokenizer *t, const unsigned char *text, size_
 
 /* ---- published cases ---- */
 
-static void run_cases(const char *tokenizer, const char *cases)
-{
+static void run_cases(const char *tokenizer, const char *cases, int n_cases) {
     owned o;
     json_doc doc;
     tl_error err;
@@ -316,14 +318,20 @@ static void run_cases(const char *tokenizer, const char *cases)
                          1));
         n++;
     }
-    CHECK_INT(n, 155);
+    CHECK_INT(n, n_cases);
     json_free(&doc);
     owned_free(&o);
 }
 
 TEST(cases_tales)
 {
-    run_cases(tales_json, "tests/golden/tokenizer/tales.cases.json");
+    run_cases(tales_json, "tests/golden/tokenizer/tales.cases.json", 155);
+}
+
+static const char falcon_json[] = "tests/golden/tokenizer/falcon.tokenizer.json";
+
+TEST(cases_falcon) {
+    run_cases(falcon_json, "tests/golden/tokenizer/falcon.cases.json", 203);
 }
 
 static int shared_path(char *out, size_t cap, const char *name)
@@ -341,7 +349,7 @@ TEST(cases_gpt_neox)
         || !shared_path(cases, sizeof cases, "gpt-neox-20b.cases.json")) {
         SKIP("no tokenizers/gpt-neox-20b.tokenizer.json in MAMBA_SHARED");
     }
-    run_cases(tokenizer, cases);
+    run_cases(tokenizer, cases, 155);
     REQUIRE(owned_read(&o, tokenizer));
     CHECK_INT(mamba_token_count(&o.t), 50277);
     /* runs of spaces are added tokens, but not special: always parsed, the longest first */
@@ -382,21 +390,22 @@ TEST(any_bytes_come_back)
         ",\"th\":256,\"\\u0120t\":257,\"\\u0120the\":258,\"he\":259,\"\\u00e9\\u00a9\":260",
         "\"t h\",[\"\\u0120\",\"t\"],\"h e\",[\"\\u0120t\",\"he\"],\"\\u00e9 \\u00a9\"",
         0};
-    owned o[3];
+    owned o[4];
     unsigned char text[400];
     tl_error err;
     memset(&err, 0, sizeof err);
     REQUIRE(owned_read(&o[0], tales_json));
     REQUIRE(small_open(&merging, &o[1]));
     REQUIRE(voc_bytes(no_ids, &o[2].section, &o[2].bytes, &err) == TL_OK && owned_open(&o[2]));
+    REQUIRE(owned_read(&o[3], falcon_json));
     CHECK_INT(mamba_token_count(&o[2].t), 256);
     IDS(&o[2].t, "a\0\xff", 0, 'a', 0, 255);
-    for (int i = 0; i < 30000; i++) {
-        const mamba_tokenizer *t = &o[i % 3].t;
-        size_t n = random_text(text, i % 50 == 0 ? sizeof text : 40, i / 3 % 4);
+    for (int i = 0; i < 40000; i++) {
+        const mamba_tokenizer *t = &o[i % 4].t;
+        size_t n = random_text(text, i % 50 == 0 ? sizeof text : 40, i / 4 % 4);
         CHECK(round_trip(t, text, n, MAMBA_NO_NORMALIZE, 1));
         CHECK(round_trip(t, text, n, MAMBA_NO_NORMALIZE | MAMBA_PARSE_SPECIAL, 1));
-        if (!mbi_utf8_valid(text, text + n) || i % 3 == 2) {
+        if (!mbi_utf8_valid(text, text + n) || i % 4 >= 2) {
             CHECK(round_trip(t, text, n, 0, 1)); /* what is not UTF-8 is never normalized */
         } else {
             int32_t ids[500], again[500];
@@ -412,7 +421,7 @@ TEST(any_bytes_come_back)
             break;
         }
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         owned_free(&o[i]);
     }
     CHECK_INT(live_blocks, 0);
@@ -545,6 +554,63 @@ TEST(split_by_the_pattern)
     CHECK_INT(class_of(0xE000), MBI_UC_OTHER);
     CHECK_INT(class_of(0x10FFFF), MBI_UC_OTHER);
     CHECK_INT(class_of(MBI_UC_BAD), MBI_UC_OTHER);
+}
+
+/* Falcon's pieces by their definition, on whole code points and then bytes: where words may end. */
+TEST(split_of_falcon) {
+    static const struct {
+        const char *text, *cuts; /* one digit per part: its bytes */
+    } cases[] = {
+        {"1234567", "331"},
+        {"12 345x", "2131"},
+        {"a1b22", "1112"},
+        {" 12", "12"},
+        {"10\xC2\xB2", "211"},        /* two digits, byte C2, byte B2: that one is a number */
+        {"\xD0\xB2\xD0\xB2", "1111"}, /* so it is in Cyrillic letters */
+        {"\xB2"
+         "12345",
+         "132"},
+        {"it's", "211"},
+        {" ...", "13"},
+        {"a--b", "121"},
+        {"  (", "21"},
+        {" \xD8\x9D", "3"},      /* punctuation only since Unicode 14 */
+        {" \xE1\x99\xAD", "13"}, /* punctuation only until Unicode 11 */
+        {" \xE3\x80\x81", "13"},
+        {"\xFF!", "11"},
+    };
+    owned o;
+    REQUIRE(owned_read(&o, falcon_json));
+    CHECK_INT(o.t.split, MBI_TOK_SPLIT_FALCON);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const unsigned char *p = (const unsigned char *)cases[i].text;
+        const unsigned char *end = p + strlen(cases[i].text);
+        char cuts[16];
+        size_t n = 0;
+        mbi_encoder e;
+        memset(&e, 0, sizeof e);
+        while (p < end) {
+            const unsigned char *piece = mbi_split_punctuation(p, end);
+            while (p < piece) {
+                const unsigned char *word = mbi_split_gpt2(&e, p, piece);
+                while (p < word && n < 15) {
+                    const unsigned char *part = mbi_split_digits(p, word);
+                    cuts[n++] = (char)('0' + (part - p));
+                    p = part;
+                }
+            }
+        }
+        cuts[n] = 0;
+        if (strcmp(cuts, cases[i].cuts) != 0) {
+            printf("\"%s\": %s, wanted %s\n", cases[i].text, cuts, cases[i].cuts);
+            CHECK(!"split");
+        }
+    }
+    CHECK(mbi_uc_is_punctuation('$') && mbi_uc_is_punctuation('~') && mbi_uc_is_punctuation('\''));
+    CHECK(!mbi_uc_is_punctuation('0') && !mbi_uc_is_punctuation(' ') && !mbi_uc_is_punctuation(0));
+    CHECK(mbi_uc_is_punctuation(0x2014) && !mbi_uc_is_punctuation(0x2E43));
+    CHECK(!mbi_uc_is_punctuation(MBI_UC_BAD));
+    owned_free(&o);
 }
 
 /* ---- NFC ---- */
@@ -716,18 +782,21 @@ TEST(work_is_n_log_n)
                     {"0", 1},
                     {"<", 1},
                     {"-=", 2}};
-    owned o;
-    REQUIRE(owned_read(&o, tales_json));
-    for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
-        size_t small = (size_t)9 << 13, large = (size_t)9 << 17; /* 1.2 MB */
-        long blocks = live_blocks;
-        uint64_t a = steps(&o.t, patterns[i].text, patterns[i].n, small, __LINE__);
-        uint64_t b = steps(&o.t, patterns[i].text, patterns[i].n, large, __LINE__);
-        CHECK_INT(live_blocks, blocks);
-        /* 16 times the text: with n log n at most 16 * 21 / 17 times the steps */
-        CHECK(b <= a * 21 && b <= (uint64_t)large * 120);
+    static const char *const tokenizers[] = {tales_json, falcon_json};
+    for (size_t k = 0; k < sizeof tokenizers / sizeof tokenizers[0]; k++) {
+        owned o;
+        REQUIRE(owned_read(&o, tokenizers[k]));
+        for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
+            size_t small = (size_t)9 << 13, large = (size_t)9 << 17; /* 1.2 MB */
+            long blocks = live_blocks;
+            uint64_t a = steps(&o.t, patterns[i].text, patterns[i].n, small, __LINE__);
+            uint64_t b = steps(&o.t, patterns[i].text, patterns[i].n, large, __LINE__);
+            CHECK_INT(live_blocks, blocks);
+            /* 16 times the text: with n log n at most 16 * 21 / 17 times the steps */
+            CHECK(b <= a * 21 && b <= (uint64_t)large * 120);
+        }
+        owned_free(&o);
     }
-    owned_free(&o);
 }
 
 /* ---- streams and arguments ---- */
@@ -962,6 +1031,17 @@ TEST(missing_bytes_are_errors)
     owned_free(&o);
 }
 
+/* The four pre-tokenizers of Falcon. */
+#define FALCON(punctuation, bytes, digits, split)                                                  \
+    "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Punctuation\"" punctuation              \
+    "},{\"type\":\"ByteLevel\"" bytes "},{\"type\":\"Digits\"" digits                              \
+    "},{\"type\":\"Split\"" split "}]}"
+#define CONTIGUOUS ",\"behavior\":\"Contiguous\""
+#define NO_SPACE ",\"add_prefix_space\":false,\"trim_offsets\":true"
+#define TOGETHER ",\"individual_digits\":false"
+#define THREE                                                                                      \
+    ",\"pattern\":{\"Regex\":\"[0-9][0-9][0-9]\"},\"behavior\":\"Isolated\",\"invert\":false"
+
 TEST(conversion_refuses_what_it_does_not_know)
 {
 #define A "\"added_tokens\":[],"
@@ -989,6 +1069,43 @@ TEST(conversion_refuses_what_it_does_not_know)
         {{.pre = "{\"type\":\"ByteLevel\",\"new\":true}"},
          TL_ERR_UNSUPPORTED,
          "unknown option \"new\""},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER, THREE)}, TL_OK, ""},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE ",\"use_regex\":true", TOGETHER, THREE)}, TL_OK, ""},
+        {{.pre = FALCON("", NO_SPACE, TOGETHER, THREE)},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.pretokenizers[0].behavior: found nothing, supported: \"Contiguous\""},
+        {{.pre = FALCON(CONTIGUOUS ",\"x\":1", NO_SPACE, TOGETHER, THREE)},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.pretokenizers[0]: unknown option \"x\""},
+        {{.pre = FALCON(CONTIGUOUS, "", TOGETHER, THREE)},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[1].add_prefix_space: found nothing, supported: false"},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE ",\"use_regex\":false", TOGETHER, THREE)},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[1].use_regex: found false, supported: true"},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE, ",\"individual_digits\":true", THREE)},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[2].individual_digits: found true, supported: false"},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER,
+                        ",\"pattern\":{\"Regex\":\"[0-9]\"},\"behavior\":\"Isolated\",\"invert\":"
+                        "false")},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[3].pattern.Regex: found \"[0-9]\", supported: \"[0-9][0-9][0-9]\""},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER,
+                        ",\"pattern\":{\"String\":\"[0-9][0-9][0-9]\"},\"behavior\":\"Isolated\","
+                        "\"invert\":false")},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[3].pattern: unknown option \"String\""},
+        {{.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER, "")},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[3].behavior: found nothing"},
+        {{.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[1,2,3,4]}"},
+         TL_ERR_UNSUPPORTED,
+         "pretokenizers[0]: found nothing, supported: \"Punctuation\""},
+        {{.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\"},{\"type\":"
+                 "\"ByteLevel\"}]}"},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer: found an array of 2"},
         {{.decoder = "null"}, TL_ERR_UNSUPPORTED, "decoder.type: found nothing"},
         {{.decoder = "{\"type\":\"WordPiece\"}"},
          TL_ERR_UNSUPPORTED,
@@ -1194,14 +1311,13 @@ static int try_section(const unsigned char *bytes, size_t n)
     return 0;
 }
 
-TEST(hostile_sections)
-{
+static void run_hostile(const recipe *r) {
     static const uint32_t values[] = {0,          1,          2,          0x7FFFFFFE, 0x7FFFFFFF,
                                       0x80000000, 0x80000001, 0xFFFFFFFE, 0xFFFFFFFF};
     owned o;
     unsigned char *copy;
     int accepted = 0;
-    REQUIRE(small_open(&hostile, &o));
+    REQUIRE(small_open(r, &o));
     CHECK(o.t.n_added == 2);
     copy = (unsigned char *)malloc(o.bytes + 1);
     REQUIRE(copy != NULL);
@@ -1243,6 +1359,13 @@ TEST(hostile_sections)
     CHECK_INT(live_blocks, 0);
 }
 
+TEST(hostile_sections) {
+    recipe falcon = hostile;
+    falcon.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER, THREE);
+    run_hostile(&hostile);
+    run_hostile(&falcon);
+}
+
 /* A table full of one key's neighbours, a wrapped size, a token of 4 GiB: the checks by name. */
 TEST(hostile_sections_by_name)
 {
@@ -1268,7 +1391,7 @@ TEST(hostile_sections_by_name)
         *(mbi_load_u32(p + 64 + 16 * i) != MBI_TOK_NONE ? &taken : &free_slot) = i;
     }
     REFUSED(0, 1, "tokenizer.magic", "out of range");
-    REFUSED(4, 2, "tokenizer.version", "out of range");
+    REFUSED(4, 3, "tokenizer.version", "out of range");
     CHECK_INT(err.status, MAMBA_ERR_VERSION);
     REFUSED(8, (uint32_t)o.bytes + 1, "tokenizer.bytes", "out of range");
     REFUSED(12, 3, "tokenizer.kind", "out of range");
@@ -1296,6 +1419,18 @@ TEST(hostile_sections_by_name)
     REFUSED((size_t)(o.t.id_flags - p), 0x01010800, "tokenizer.id_flags", "unknown flags");
     CHECK_INT(mbi_tok_open(&t, p, o.bytes, &hooks, &err), MAMBA_OK);
     owned_free(&o);
+    { /* what came with version 2 is refused in version 1, and its header has more to check */
+        recipe falcon = hostile;
+        falcon.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER, THREE);
+        REQUIRE(small_open(&falcon, &o));
+        p = o.section;
+        CHECK_INT(mbi_load_u32(p + 4), 2);
+        REFUSED(4, 1, "tokenizer.split", "out of range");
+        REFUSED(20, 3, "tokenizer.split", "out of range");
+        REFUSED(76, 1, "tokenizer.reserved", "not zero");
+        CHECK_INT(mbi_tok_open(&t, p, 72, &hooks, &err), MAMBA_ERR_FORMAT);
+        owned_free(&o);
+    }
     { /* 512 slots, 256 taken in a row: one more look-up step than allowed would follow */
         static const recipe many = {NULL, NULL,          NULL,      NULL, NULL,
                                     NULL, ",\"ab\":256", "\"a b\"", 0};
@@ -1382,11 +1517,13 @@ TEST(every_allocation_fails_once)
 TEST_MAIN("text")
 {
     RUN(cases_tales);
+    RUN(cases_falcon);
     RUN(cases_gpt_neox);
     RUN(special_tokens_only_on_request);
     RUN(any_bytes_come_back);
     RUN(merges_by_definition);
     RUN(split_by_the_pattern);
+    RUN(split_of_falcon);
     RUN(nfc_samples);
     RUN(nfc_conformance);
     RUN(work_is_n_log_n);

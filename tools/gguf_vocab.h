@@ -3,10 +3,10 @@
  *      status = voc_read_gguf(ck_gguf(ck), &ck->files[0].file, ids, &section, &bytes, &err);
  *
  *  Read are vocabularies of model "gpt2": byte-level BPE. tokenizer.ggml.pre names how text is cut
- *  into words; the names whose cut is GPT-2's are taken, every other one is refused by name. Normal
- *  tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and user-defined (4) ones
- *  are their own text, searched in the raw text; unused ones (5) are places that only fill the
- *  embedding.
+ *  into words; the names whose cut is GPT-2's or Falcon's are taken, every other one is refused by
+ *  name. Normal tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and
+ *  user-defined (4) ones are their own text, searched in the raw text; unused ones (5) are places
+ *  that only fill the embedding.
  *
  *  GGUF does not say whether text is brought to NFC first. This reader does so for the vocabularies
  *  that were published with NFC: "mpt" and "olmo" (both of the GPT-NeoX family), and the vocabulary
@@ -237,14 +237,16 @@ TL_FN tl_status voc_gguf_pre(voc_gguf *v)
     static const struct {
         const char *name;
         int nfc;
-    } known[] = {{"gpt-2", 0},    {"phi-2", 0},          {"mpt", 1}, {"olmo", 1}, {"jais", 0},
-                 {"trillion", 0}, {"granite-docling", 0}};
+        uint32_t split;
+    } known[] = {{"gpt-2", 0, MBI_TOK_SPLIT_GPT2},    {"phi-2", 0, MBI_TOK_SPLIT_GPT2},
+                 {"mpt", 1, MBI_TOK_SPLIT_GPT2},      {"olmo", 1, MBI_TOK_SPLIT_GPT2},
+                 {"jais", 0, MBI_TOK_SPLIT_GPT2},     {"trillion", 0, MBI_TOK_SPLIT_GPT2},
+                 {"falcon", 0, MBI_TOK_SPLIT_FALCON}, {"granite-docling", 0, MBI_TOK_SPLIT_GPT2}};
     const gguf_value *pre = gguf_find(v->g, "tokenizer.ggml.pre");
     const gguf_value *space = gguf_find(v->g, "tokenizer.ggml.add_space_prefix");
     int neox = voc_gguf_is_neox(&v->r), found = -1;
     tl_error *err = v->r.err;
     tl_quoted q;
-    v->r.split = MBI_TOK_SPLIT_GPT2;
     if (space != NULL && (space->is_array || space->type != GGUF_BOOL || space->bits != 0)) {
         return gguf_value_fault(v->file, "tokenizer.ggml.add_space_prefix", space,
                                 space->type == GGUF_BOOL ? "true" : gguf_kind(&q, space),
@@ -257,12 +259,14 @@ TL_FN tl_status voc_gguf_pre(voc_gguf *v)
         return err->status;
     }
     if (found < 0 && !(neox && (pre == NULL || gguf_is(v->file, pre, "default", err)))) {
-        gguf_value_fault(v->file, "tokenizer.ggml.pre", pre,
-                         pre != NULL ? gguf_brief(&q, v->file, pre, err) : NULL,
-                         "gpt-2, phi-2, mpt, olmo, jais, trillion, granite-docling" VOC_CURE, err);
+        gguf_value_fault(
+            v->file, "tokenizer.ggml.pre", pre,
+            pre != NULL ? gguf_brief(&q, v->file, pre, err) : NULL,
+            "gpt-2, phi-2, mpt, olmo, jais, trillion, falcon, granite-docling" VOC_CURE, err);
         err->status = err->status == TL_ERR_FORMAT ? TL_ERR_UNSUPPORTED : err->status;
         return err->status;
     }
+    v->r.split = found < 0 ? MBI_TOK_SPLIT_GPT2 : known[found].split;
     v->r.flags = neox || known[found].nfc ? MBI_TOK_NFC : 0;
     return TL_OK;
 }

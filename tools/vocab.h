@@ -9,7 +9,8 @@
  *      }
  *
  *  What is read: the "BPE" model over the byte alphabet of GPT-2, with merges as strings ("a b") or
- *  pairs (["a", "b"]); normalizer NFC or none; pre-tokenizer and decoder "ByteLevel"; added tokens.
+ *  pairs (["a", "b"]); normalizer NFC or none; decoder "ByteLevel"; pre-tokenizer "ByteLevel", or the
+ *  sequence of four that Falcon's models share; added tokens.
  *  Post-processors only add special tokens around a text, which mamba_encode never does, so the
  *  known ones are passed over. Any other type or option changes what text becomes and is refused by
  *  name. voc_bytes makes the plain vocabulary of 256 bytes.
@@ -147,6 +148,17 @@ TL_FN tl_status voc_flag(voc_reader *r, json_id object, const char *key, int mis
     return TL_OK;
 }
 
+/* Is this a boolean, or a string, of the given JSON text? */
+TL_FN int voc_is(const voc_reader *r, json_id id, const char *text) {
+    int value;
+    size_t n = strlen(text);
+    if (*text != '"') {
+        return json_bool(r->doc, id, &value) && value == (*text == 't');
+    }
+    return json_kind(r->doc, id) == JSON_STRING && json_str(r->doc, id).len == n - 2 &&
+           memcmp(json_str(r->doc, id).ptr, text + 1, n - 2) == 0;
+}
+
 /* A stage given as one object or as {"type": "Sequence", list: [at most one object]}.
  * JSON_NONE: none given. */
 TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json_id *stage)
@@ -177,13 +189,93 @@ TL_FN tl_status voc_stage(voc_reader *r, const char *key, const char *list, json
     return TL_OK;
 }
 
+/* Falcon's sequence of pre-tokenizers: whether text is cut so, option by option. */
+TL_FN tl_status voc_falcon(voc_reader *r, json_id list) {
+    static const struct {
+        const char *type, *members[5], *keys[3],
+            *values[3]; /* what must be so, as written in JSON */
+    } stages[4] = {
+        {"\"Punctuation\"", {"type", "behavior"}, {"behavior"}, {"\"Contiguous\""}},
+        {"\"ByteLevel\"",
+         {"type", "add_prefix_space", "trim_offsets", "use_regex"},
+         {"add_prefix_space", "use_regex"},
+         {"false", "true"}},
+        {"\"Digits\"", {"type", "individual_digits"}, {"individual_digits"}, {"false"}},
+        {"\"Split\"",
+         {"type", "pattern", "behavior", "invert"},
+         {"behavior", "invert"},
+         {"\"Isolated\"", "false"}},
+    };
+    static const char *const pattern[] = {"Regex", NULL};
+    json_id item = json_first(r->doc, list);
+    for (size_t i = 0; i < 4; i++, item = json_next(r->doc, item)) {
+        char where[80];
+        json_id type = json_get(r->doc, item, "type"), regex = json_get(r->doc, item, "pattern");
+        (void)snprintf(where, sizeof where, "pre_tokenizer.pretokenizers[%lu]", (unsigned long)i);
+        if (!voc_is(r, type, stages[i].type)) {
+            return voc_refuse(r, where, type, stages[i].type);
+        }
+        if (voc_members(r, item, where, stages[i].members) != TL_OK) {
+            return r->err->status;
+        }
+        for (size_t k = 0; k < 3 && stages[i].keys[k] != NULL; k++) {
+            json_id value = json_get(r->doc, item, stages[i].keys[k]);
+            int missing = i == 1 && k == 1 && json_kind(r->doc, value) == JSON_MISSING;
+            if (!missing && !voc_is(r, value, stages[i].values[k])) {
+                (void)snprintf(where, sizeof where, "pre_tokenizer.pretokenizers[%lu].%s",
+                               (unsigned long)i, stages[i].keys[k]);
+                return voc_refuse(r, where, value, stages[i].values[k]);
+            }
+        }
+        if (i == 3 &&
+            (voc_members(r, regex, "pre_tokenizer.pretokenizers[3].pattern", pattern) != TL_OK ||
+             !json_str_is(r->doc, json_get(r->doc, regex, "Regex"), "[0-9][0-9][0-9]"))) {
+            return r->err->status != TL_OK
+                       ? r->err->status
+                       : voc_refuse(r, "pre_tokenizer.pretokenizers[3].pattern.Regex",
+                                    json_get(r->doc, regex, "Regex"), "\"[0-9][0-9][0-9]\"");
+        }
+    }
+    r->split = MBI_TOK_SPLIT_FALCON;
+    return TL_OK;
+}
+
+/* How text is cut into words. */
+TL_FN tl_status voc_pre_tokenizer(voc_reader *r) {
+    static const char *const sequence[] = {"type", "pretokenizers", NULL};
+    static const char *const byte_level[] = {"type", "add_prefix_space", "trim_offsets",
+                                             "use_regex", NULL};
+    json_id m = json_get(r->doc, JSON_ROOT, "pre_tokenizer");
+    json_id list = json_get(r->doc, m, "pretokenizers");
+    int regex, prefix;
+    if (json_str_is(r->doc, json_get(r->doc, m, "type"), "Sequence") &&
+        json_kind(r->doc, list) == JSON_ARRAY && json_count(r->doc, list) == 4) {
+        return voc_members(r, m, "pre_tokenizer", sequence) == TL_OK ? voc_falcon(r, list)
+                                                                     : r->err->status;
+    }
+    if (voc_stage(r, "pre_tokenizer", "pretokenizers", &m) != TL_OK) {
+        return r->err->status;
+    }
+    if (!json_str_is(r->doc, json_get(r->doc, m, "type"), "ByteLevel")) {
+        return voc_refuse(r, "pre_tokenizer.type", m == JSON_NONE ? m : json_get(r->doc, m, "type"),
+                          "\"ByteLevel\"");
+    }
+    if (voc_members(r, m, "pre_tokenizer", byte_level) != TL_OK ||
+        voc_flag(r, m, "add_prefix_space", 1, &prefix) != TL_OK ||
+        voc_flag(r, m, "use_regex", 1, &regex) != TL_OK) {
+        return r->err->status;
+    }
+    r->flags |= prefix ? MBI_TOK_PREFIX_SPACE : 0;
+    r->split = regex ? MBI_TOK_SPLIT_GPT2 : MBI_TOK_SPLIT_NONE;
+    return TL_OK;
+}
+
 TL_FN tl_status voc_stages(voc_reader *r)
 {
     static const char *const plain[] = {"type", NULL};
     static const char *const byte_level[] = {"type", "add_prefix_space", "trim_offsets",
                                              "use_regex", NULL};
     json_id m;
-    int regex, prefix;
     if (voc_stage(r, "normalizer", "normalizers", &m) != TL_OK) {
         return r->err->status;
     }
@@ -196,20 +288,9 @@ TL_FN tl_status voc_stages(voc_reader *r)
             return r->err->status;
         }
     }
-    if (voc_stage(r, "pre_tokenizer", "pretokenizers", &m) != TL_OK) {
+    if (voc_pre_tokenizer(r) != TL_OK) {
         return r->err->status;
     }
-    if (!json_str_is(r->doc, json_get(r->doc, m, "type"), "ByteLevel")) {
-        return voc_refuse(r, "pre_tokenizer.type", m == JSON_NONE ? m : json_get(r->doc, m, "type"),
-                          "\"ByteLevel\"");
-    }
-    if (voc_members(r, m, "pre_tokenizer", byte_level) != TL_OK
-        || voc_flag(r, m, "add_prefix_space", 1, &prefix) != TL_OK
-        || voc_flag(r, m, "use_regex", 1, &regex) != TL_OK) {
-        return r->err->status;
-    }
-    r->flags |= prefix ? MBI_TOK_PREFIX_SPACE : 0;
-    r->split = regex ? MBI_TOK_SPLIT_GPT2 : MBI_TOK_SPLIT_NONE;
     if (voc_stage(r, "decoder", "decoders", &m) != TL_OK) {
         return r->err->status;
     }
@@ -701,13 +782,18 @@ TL_FN uint32_t voc_known(const voc_reader *r, uint32_t id)
     return id < r->n_ids && r->by_id[id] != 0 ? id : VOC_NONE;
 }
 
+/* Sections are written in the oldest version that has what they need. */
+TL_FN uint32_t voc_version(const voc_reader *r) {
+    return r->split > MBI_TOK_SPLIT_GPT2 ? 2 : 1;
+}
+
 TL_FN void voc_put_header(const voc_reader *r, voc_ids ids, uint32_t n_slots, uint32_t n_taken,
                           uint32_t bytes, uint32_t heap_bytes, uint32_t longest, unsigned char *p)
 {
     uint32_t header[16];
     memset(header, 0, sizeof header);
     header[0] = MBI_TOK_MAGIC;
-    header[1] = MBI_TOK_VERSION;
+    header[1] = voc_version(r);
     header[2] = bytes;
     header[3] = MBI_TOK_BPE;
     header[4] = r->flags;
@@ -733,14 +819,15 @@ TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots,
                           unsigned char **section, size_t *bytes, int *retry)
 {
     uint64_t text = 0, total;
+    size_t head = voc_version(r) > 1 ? MBI_TOK_HEADER_2 : MBI_TOK_HEADER;
     uint32_t n_taken = 0, longest;
     unsigned char *p, *offsets, *byte_ids, *added, *id_flags, *heap;
     tl_status status;
     for (size_t i = 0; i < r->n_tokens; i++) {
         text += r->tokens[i].len;
     }
-    total = 64 + (uint64_t)16 * n_slots + 4 * ((uint64_t)r->n_ids + 1) + 1024
-            + (uint64_t)8 * r->n_added + r->n_ids + text; /* the heap may turn out smaller */
+    total = head + (uint64_t)16 * n_slots + 4 * ((uint64_t)r->n_ids + 1) + 1024 +
+            (uint64_t)8 * r->n_added + r->n_ids + text; /* the heap may turn out smaller */
     if (total > UINT32_MAX) {
         return tl_fail(r->err, TL_ERR_UNSUPPORTED,
                        "%s: found a vocabulary of %llu bytes, supported: 4 GiB", r->name,
@@ -750,12 +837,13 @@ TL_FN tl_status voc_write(const voc_reader *r, voc_ids ids, uint32_t n_slots,
     if (p == NULL) {
         return TL_ERR_MEMORY;
     }
-    offsets = p + 64 + (size_t)16 * n_slots;
+    memset(p, 0, head);
+    offsets = p + head + (size_t)16 * n_slots;
     byte_ids = offsets + 4 * ((size_t)r->n_ids + 1);
     added = byte_ids + 1024;
     id_flags = added + 8 * r->n_added;
     heap = id_flags + r->n_ids;
-    *retry = n_slots != 0 && !voc_hash(r, p + 64, n_slots, &n_taken);
+    *retry = n_slots != 0 && !voc_hash(r, p + head, n_slots, &n_taken);
     if (*retry) {
         tl_free(p);
         return TL_OK;
@@ -882,7 +970,7 @@ TL_FN tl_status voc_read(const char *path, voc_ids ids, unsigned char **section,
 TL_FN tl_status voc_bytes(voc_ids ids, unsigned char **section, size_t *bytes, tl_error *err)
 {
     static const uint32_t start[13] = {MBI_TOK_MAGIC,
-                                       MBI_TOK_VERSION,
+                                       1,
                                        64 + 4 * 257 + 1024 + 512,
                                        MBI_TOK_BYTES,
                                        0,
