@@ -552,7 +552,7 @@ typedef struct mamba_tokenizer mamba_tokenizer; /* part of a model; immutable */
 MAMBA_API const mamba_tokenizer *mamba_model_tokenizer(const mamba_model *model);
 
 #define MAMBA_PARSE_SPECIAL 1u /* "<|endoftext|>" in the text becomes its token; else it is text */
-#define MAMBA_NO_NORMALIZE 2u  /* keep the bytes even where the tokenizer asks for NFC */
+#define MAMBA_NO_NORMALIZE 2u  /* keep the bytes: no NFC, U+2581 is not a space */
 
 /* Ids of the tokenizer; every id is below this.  (A model may have more rows: padding.) */
 MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
@@ -561,9 +561,9 @@ MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
  * cap of them are written.  ids NULL: only count.  RANGE when cap is too small, with *n_ids = the
  * room needed: never more than n_text, with NFC or a space in front never more than 4 * n_text.
  * Any bytes are allowed.  Decoding the ids gives back the very bytes, except that a tokenizer with
- * NFC turns valid UTF-8 into its NFC form (unless MAMBA_NO_NORMALIZE; text that is not valid UTF-8
- * is never normalized), and that one may put a space in front or strip spaces around its added
- * tokens if its file says so.  Time O(n log n), memory 32 bytes per byte of the longest word, and
+ * NFC turns valid UTF-8 into its NFC form (text that is not valid UTF-8 is never normalized), that
+ * one of SentencePiece's kind reads U+2581 as a space (neither with MAMBA_NO_NORMALIZE), and that
+ * one may put a space in front or strip spaces around its added tokens if its file says so.  Time O(n log n), memory 32 bytes per byte of the longest word, and
  * a copy of text that normalization changes, from the model's memory hook, freed before return.
  * Errors: ARG, RANGE, MEMORY, UNSUPPORTED (the vocabulary lacks a byte of the text).
  * Threads: any. */
@@ -571,7 +571,8 @@ MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, 
                                     unsigned flags, int32_t *ids, size_t cap, size_t *n_ids,
                                     mamba_error *err);
 /* The bytes of ids, special tokens included; not NUL-terminated, maybe not whole characters.
- * *n_out bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for
+ * Tokenizers of SentencePiece's kind put a space in front of a text, and here take one away: ids
+ * that continue a text go through mamba_stream_decode, which never does.  *n_out bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for
  * an id that the tokenizer lacks), RANGE.  Threads: any. */
 MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids,
                                     char *out, size_t cap, size_t *n_out, mamba_error *err);
@@ -3660,13 +3661,16 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
 /* The tokenizer section.  Little-endian u32 unless said otherwise; used in place.
  *    0  magic "MBTK"                   4  version: 1, or 2 where a value marked (2) is used
  *    8  bytes: size of the section    12  kind: 1 bytes (no merges), 2 byte pair encoding
- *   16  flags: 1 text is normalized to NFC, 2 a space is put in front of text that lacks one
+ *                                      from bytes on, 3 from characters on (2)
+ *   16  flags: 1 text is normalized to NFC, 2 a space is put in front of text that lacks one,
+ *       4 also of text that has one (2), 8 but not behind an added token (2), 16 decoding takes
+ *       one space away in front (2)
  *   20  split: 0 none, 1 the pattern of GPT-2, 2 that of Falcon (2)
  *   24  n_ids, 1..2^24               28  n_added
  *   32  n_added_raw <= n_added       36  n_slots: 0 or a power of two <= 2^26
  *   40  n_merges <= n_slots / 2      44  heap_bytes
  *   48  length of the longest token  52  bos id, 56 eos id, 60 pad id (0xFFFFFFFF = none)
- *   64  16 bytes reserved, 0 (2)
+ *   64  n_chars <= n_ids (2)         68  12 bytes reserved, 0 (2)
  * From 64, in version 2 from 80 on, without gaps, to the end of the section:
  *   merges    n_slots x (left id, right id, rank, merged id); left = 0xFFFFFFFF: free.  A hash
  *             table: a pair is searched from slot
@@ -3675,6 +3679,8 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
  *             row are taken.  Lower ranks merge first
  *   offsets   n_ids + 1 offsets into the heap, rising from 0 to heap_bytes: the bytes of each id
  *   byte_ids  256: the id that stands for each single byte, 0xFFFFFFFF = none
+ *   chars     n_chars x (code point, id) in rising order: with kind 3 the characters that are tokens;
+ *             others start as their bytes.  U+2581 is read as a space
  *   added     n_added x (id, flags): 1 special, 2 searched in the normalized text, 4 strips white
  *             space on its left, 8 on its right.  The n_added_raw without flag 2 first; each of the
  *             two groups in rising order of the tokens' bytes (1 to 1024)
@@ -3696,8 +3702,11 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
 #define MBI_TOK_MAX_ADDED_BYTES 1024u   /* bounds the work per byte of their search */
 #define MBI_TOK_MAX_CLUSTER 256u        /* bounds the probes of one look-up */
 
-enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2 };                                        /* kind */
-enum { MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2 };                                 /* flags */
+enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2, MBI_TOK_CHARS = 3 };                     /* kind */
+enum {                                                                              /* flags */
+    MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2, MBI_TOK_PREFIX_ALWAYS = 4, MBI_TOK_PREFIX_FIRST = 8,
+    MBI_TOK_STRIP_SPACE = 16
+};
 enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1, MBI_TOK_SPLIT_FALCON = 2 };  /* split */
 enum { MBI_TOK_EXISTS = 1, MBI_TOK_ADDED = 2, MBI_TOK_SPECIAL = 4 };                /* id flags */
 enum {
@@ -3709,6 +3718,7 @@ struct mamba_tokenizer {
     const unsigned char *slots;         /* (n_slots, 4) u32: left, right, rank, merged */
     const unsigned char *offsets;       /* (n_ids + 1) u32 into heap */
     const unsigned char *byte_ids;      /* (256) u32 */
+    const unsigned char *chars;         /* (n_chars, 2) u32: code point, id */
     const unsigned char *added;         /* (n_added, 2) u32: id, flags */
     const unsigned char *id_flags;      /* (n_ids) u8 */
     const unsigned char *heap;
@@ -3721,6 +3731,7 @@ struct mamba_tokenizer {
     uint32_t n_added_raw;               /* the first ones: searched before normalization */
     uint32_t n_slots;
     uint32_t n_merges;
+    uint32_t n_chars;
     uint32_t heap_bytes;
     uint32_t max_token_bytes;
     uint32_t special[3];                /* bos, eos, pad or MBI_TOK_NONE */
@@ -3788,6 +3799,8 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
         v[i] = mbi_load_u32(t->base + 4 * i);
     }
     if (v[1] > 1) {
+        high[3] = MBI_TOK_CHARS;
+        high[4] = 31;
         high[5] = MBI_TOK_SPLIT_FALCON;
     }
     low[2] = high[2] = bytes;
@@ -3811,7 +3824,14 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
         return mbi_tok_bad(t, t->base, "tokenizer", bytes, t->header_bytes, UINT32_MAX,
                            "section shorter than its header", err);
     }
-    for (i = MBI_TOK_HEADER; i < t->header_bytes; i += 4) {
+    if (v[1] > 1) {
+        t->n_chars = mbi_load_u32(t->base + 64);
+        if (t->n_chars > (v[3] == MBI_TOK_CHARS ? v[6] : 0)) {
+            return mbi_tok_bad(t, t->base + 64, "tokenizer.n_chars", t->n_chars, 0,
+                               v[3] == MBI_TOK_CHARS ? v[6] : 0, "out of range", err);
+        }
+    }
+    for (i = MBI_TOK_HEADER + 4; i < t->header_bytes; i += 4) {
         uint32_t reserved = mbi_load_u32(t->base + i);
         if (reserved != 0) {
             return mbi_tok_bad(t, t->base + i, "tokenizer.reserved", reserved, 0, 0, "not zero",
@@ -3834,20 +3854,22 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
 /* Cuts the section into its arrays, which fill it exactly. */
 static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
     static const char *const names[] = {"tokenizer.merges", "tokenizer.offsets",
-        "tokenizer.byte_ids", "tokenizer.added", "tokenizer.id_flags", "tokenizer.heap"};
-    const unsigned char *part[6];
-    uint64_t size[6];
+        "tokenizer.byte_ids", "tokenizer.chars", "tokenizer.added", "tokenizer.id_flags",
+        "tokenizer.heap"};
+    const unsigned char *part[7];
+    uint64_t size[7];
     uint64_t at = t->header_bytes;
     size_t i;
     size[0] = (uint64_t)16 * t->n_slots;      /* the header's limits keep all of these below 2^31 */
     size[1] = (uint64_t)4 * (t->n_ids + 1);
     size[2] = 4 * 256;
-    size[3] = (uint64_t)8 * t->n_added;
-    size[4] = t->n_ids;
-    size[5] = t->heap_bytes;
-    for (i = 0; i < 6; i++) {
-        if (size[i] > bytes - at || (i == 5 && size[i] != bytes - at)) {
-            return mbi_tok_bad(t, t->base + at, names[i], size[i], i < 5 ? 0 : bytes - at,
+    size[3] = (uint64_t)8 * t->n_chars;
+    size[4] = (uint64_t)8 * t->n_added;
+    size[5] = t->n_ids;
+    size[6] = t->heap_bytes;
+    for (i = 0; i < 7; i++) {
+        if (size[i] > bytes - at || (i == 6 && size[i] != bytes - at)) {
+            return mbi_tok_bad(t, t->base + at, names[i], size[i], i < 6 ? 0 : bytes - at,
                                bytes - at, "does not fit into the section", err);
         }
         part[i] = t->base + at;
@@ -3856,9 +3878,10 @@ static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_err
     t->slots = part[0];
     t->offsets = part[1];
     t->byte_ids = part[2];
-    t->added = part[3];
-    t->id_flags = part[4];
-    t->heap = part[5];
+    t->chars = part[3];
+    t->added = part[4];
+    t->id_flags = part[5];
+    t->heap = part[6];
     return MAMBA_OK;
 }
 
@@ -3914,6 +3937,53 @@ static mamba_status mbi_tok_check_ids(const mamba_tokenizer *t, mamba_error *err
             && (!mbi_tok_exists(t, id) || *mbi_tok_bytes(t, id, &n) != i || n != 1)) {
             return mbi_tok_bad(t, t->byte_ids + 4 * i, "tokenizer.byte_ids", id, 0, t->n_ids - 1,
                                "not an id of that one byte", err);
+        }
+    }
+    return MAMBA_OK;
+}
+
+/* The id of a character, or MBI_TOK_NONE. */
+static uint32_t mbi_tok_char(const mamba_tokenizer *t, uint32_t cp) {
+    uint32_t lo = 0;
+    uint32_t hi = t->n_chars;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        uint32_t at = mbi_load_u32(t->chars + (size_t)8 * mid);
+        MBI_TEXT_WORK(1);
+        if (at == cp) {
+            return mbi_load_u32(t->chars + (size_t)8 * mid + 4);
+        }
+        if (at < cp) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    return MBI_TOK_NONE;
+}
+
+static int mbi_utf8_put(uint32_t cp, unsigned char *out);   /* @@unicode */
+
+/* Every character is the text of its id. */
+static mamba_status mbi_tok_check_chars(const mamba_tokenizer *t, mamba_error *err) {
+    uint32_t next = 0;
+    uint32_t i;
+    for (i = 0; i < t->n_chars; i++) {
+        const unsigned char *p = t->chars + (size_t)8 * i;
+        uint32_t cp = mbi_load_u32(p);
+        uint32_t id = mbi_load_u32(p + 4);
+        uint32_t n = 0;
+        unsigned char utf8[4];
+        const unsigned char *bytes;
+        if (cp < next || cp > 0x10FFFF) {
+            return mbi_tok_bad(t, p, "tokenizer.chars", cp, next, 0x10FFFF,
+                               "not a code point or not rising", err);
+        }
+        next = cp + 1;
+        bytes = mbi_tok_exists(t, id) ? mbi_tok_bytes(t, id, &n) : NULL;
+        if (bytes == NULL || n != (uint32_t)mbi_utf8_put(cp, utf8) || memcmp(bytes, utf8, n) != 0) {
+            return mbi_tok_bad(t, p + 4, "tokenizer.chars", id, 0, t->n_ids - 1,
+                               "not an id of that character", err);
         }
     }
     return MAMBA_OK;
@@ -4043,6 +4113,9 @@ static mamba_status mbi_tok_open(mamba_tokenizer *t, const void *section, uint64
     }
     if (status == MAMBA_OK) {
         status = mbi_tok_check_ids(t, err);
+    }
+    if (status == MAMBA_OK) {
+        status = mbi_tok_check_chars(t, err);
     }
     if (status == MAMBA_OK) {
         status = mbi_tok_check_added(t, err);
@@ -7944,6 +8017,7 @@ typedef struct mbi_encoder {
     int32_t *ids;                       /* NULL: only count */
     size_t cap;
     size_t n;                           /* ids found so far, also beyond cap */
+    const unsigned char *start;         /* of the text, as long as nothing came before it */
     mbi_uc_cursor cursor;
     mbi_block work;                     /* scratch of normalization, then of BPE */
     mbi_block normal;                   /* the normalized copy of a segment */
@@ -8004,16 +8078,47 @@ static void mbi_bpe_look(const mamba_tokenizer *t, uint32_t left, uint32_t right
     *merged = slot != NULL ? mbi_load_u32(slot + 12) : MBI_TOK_NONE;
 }
 
+/* Is this character read as a space? */
+static int mbi_bpe_is_space(const mbi_encoder *e, uint32_t cp) {
+    return cp == 0x2581 && e->t->kind == MBI_TOK_CHARS && (e->parse & MAMBA_NO_NORMALIZE) == 0;
+}
+
+/* The ids that merging starts from: bytes, or characters and the bytes of those that are no tokens.
+ * At most one for each byte. */
+static mamba_status mbi_bpe_start(mbi_encoder *e, const unsigned char *p, size_t n, uint32_t *id,
+                                  size_t *n_ids) {
+    const unsigned char *end = p + n;
+    *n_ids = 0;
+    while (p < end) {
+        const unsigned char *next = p + 1;
+        if (e->t->kind == MBI_TOK_CHARS) {
+            uint32_t cp;
+            uint32_t whole;
+            next = p + mbi_utf8_get(p, end, &cp);
+            whole = mbi_tok_char(e->t, mbi_bpe_is_space(e, cp) ? ' ' : cp);
+            if (whole != MBI_TOK_NONE) {
+                id[(*n_ids)++] = whole;
+                p = next;
+            }
+        }
+        for (; p < next; p++) {
+            id[*n_ids] = mbi_load_u32(e->t->byte_ids + (size_t)4 * *p);
+            if (id[(*n_ids)++] == MBI_TOK_NONE) {
+                return mbi_encode_no_byte(e, *p);
+            }
+        }
+    }
+    return MAMBA_OK;
+}
+
 static mamba_status mbi_bpe_short(mbi_encoder *e, const unsigned char *p, size_t n) {
     uint32_t id[MBI_BPE_SHORT + 1];
     uint32_t rank[MBI_BPE_SHORT + 1];       /* of the pair (i, i + 1) */
     uint32_t merged[MBI_BPE_SHORT + 1];
     size_t i;
-    for (i = 0; i < n; i++) {
-        id[i] = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
-        if (id[i] == MBI_TOK_NONE) {
-            return mbi_encode_no_byte(e, p[i]);
-        }
+    mamba_status status = mbi_bpe_start(e, p, n, id, &n);
+    if (status != MAMBA_OK) {
+        return status;
     }
     for (i = 0; i + 1 < n; i++) {
         mbi_bpe_look(e->t, id[i], id[i + 1], &rank[i], &merged[i]);
@@ -8127,8 +8232,9 @@ static void mbi_bpe_merge(mbi_bpe_list *b, const mamba_tokenizer *t, uint32_t en
 
 static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t n) {
     mbi_bpe_list b;
-    uint32_t end = (uint32_t)n;
+    uint32_t end;
     uint32_t i;
+    size_t n_ids;
     mamba_status status;
     if (n > 0x7FFFFFFFu || n > (size_t)-1 / 64) {
         return mbi_fail_value(e->err, MAMBA_ERR_RANGE, "a word is too long", "text", 0,
@@ -8144,11 +8250,12 @@ static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t 
     b.prev = b.next + n;
     b.rank = b.prev + n;
     b.n_heap = 0;
+    status = mbi_bpe_start(e, p, n, b.id, &n_ids);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    end = (uint32_t)n_ids;
     for (i = 0; i < end; i++) {
-        b.id[i] = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
-        if (b.id[i] == MBI_TOK_NONE) {
-            return mbi_encode_no_byte(e, p[i]);
-        }
         b.next[i] = i + 1;
         b.prev[i] = i - 1;
     }
@@ -8164,11 +8271,8 @@ static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t 
 
 static mamba_status mbi_encode_word(mbi_encoder *e, const unsigned char *p, size_t n) {
     size_t i;
-    if (n <= MBI_BPE_SHORT && e->t->n_slots != 0) {
-        return mbi_bpe_short(e, p, n);
-    }
-    if (e->t->n_slots != 0) {
-        return mbi_bpe_long(e, p, n);
+    if (e->t->n_slots != 0 || e->t->kind == MBI_TOK_CHARS) {
+        return n <= MBI_BPE_SHORT ? mbi_bpe_short(e, p, n) : mbi_bpe_long(e, p, n);
     }
     for (i = 0; i < n; i++) {
         uint32_t id = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
@@ -8315,9 +8419,19 @@ static mamba_status mbi_encode_split(mbi_encoder *e, const unsigned char *p, siz
     return MAMBA_OK;
 }
 
+/* Is a space put in front of this text? */
+static int mbi_encode_wants_space(const mbi_encoder *e, const unsigned char *p, size_t n) {
+    unsigned flags = e->t->flags;
+    uint32_t cp;
+    (void)mbi_utf8_get(p, p + n, &cp);
+    return (flags & MBI_TOK_PREFIX_SPACE) != 0
+        && ((flags & MBI_TOK_PREFIX_FIRST) == 0 || p == e->start)
+        && ((flags & MBI_TOK_PREFIX_ALWAYS) != 0 || (cp != ' ' && !mbi_bpe_is_space(e, cp)));
+}
+
 /* Text without added tokens; n > 0. */
 static mamba_status mbi_encode_plain(mbi_encoder *e, const unsigned char *p, size_t n) {
-    if ((e->t->flags & MBI_TOK_PREFIX_SPACE) != 0 && *p != ' ') {
+    if (mbi_encode_wants_space(e, p, n)) {
         mamba_status status = mbi_encode_room(e, &e->prefixed, n + 1);
         if (status != MAMBA_OK) {
             return status;
@@ -8554,6 +8668,7 @@ static mamba_status mbi_encode_segment(mbi_encoder *e, const unsigned char *p, s
         if (status != MAMBA_OK) {
             return status;
         }
+        e->start = p == e->start ? e->normal.p : NULL;
         p = e->normal.p;
         n = n_normal;
     }
@@ -10021,6 +10136,7 @@ MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, 
     memset(&e, 0, sizeof e);
     e.t = t;
     e.parse = flags;
+    e.start = p;
     e.ids = ids;
     e.cap = ids != NULL ? cap : 0;
     e.err = err;
@@ -10066,6 +10182,7 @@ MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids
                                     char *out, size_t cap, size_t *n_out, mamba_error *err) {
     size_t need = 0;
     size_t i;
+    int started = 0;
     if (n_out != NULL) {
         *n_out = 0;
     }
@@ -10079,6 +10196,13 @@ MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids
         mamba_status status = mamba_token_bytes(t, ids[i], &bytes, &n, err);
         if (status != MAMBA_OK) {
             return status;
+        }
+        if (!started && n != 0) {
+            started = 1;
+            if ((t->flags & MBI_TOK_STRIP_SPACE) != 0 && *bytes == ' ') {
+                ++bytes;
+                --n;
+            }
         }
         if (n > (size_t)-1 - need) {
             return mbi_fail(err, MAMBA_ERR_RANGE, "text too long for this build", "n_ids", 0);

@@ -1832,7 +1832,8 @@ TEST(padding_is_no_token)
     }
 }
 
-TEST(names_of_splits) {
+TEST(names_of_splits)
+{
     static const struct {
         const char *pre;
         uint32_t version, split;

@@ -1,11 +1,12 @@
 /*  text.c: the tokenizer: published cases, arbitrary bytes, oracles, bounded work, hostile sections
  *  and files.
  *
- *  tests/golden/tokenizer holds the tokenizer of the tales models, and a small one with the stages of
- *  falcon-mamba-7b's tokenizer.json and merges that cross every boundary its splitting must keep; its
- *  cases were made by the npm package tokenizers 0.23.2 (encode without special tokens, decode with
- *  them). The cases of GPT-NeoX need its tokenizer.json, which is not part of this repository: folder
- *  MAMBA_SHARED, default ../shared.
+ *  tests/golden/tokenizer holds the tokenizer of the tales models, and small ones whose merges cross
+ *  every boundary that splitting must keep: "falcon" with the stages of falcon-mamba-7b's
+ *  tokenizer.json, "mistral" with byte fallback and the stages of Mistral's, "llama" with Llama's in
+ *  their place. Their cases were made by the npm package tokenizers 0.23.2 (encode without special
+ *  tokens, decode with them). The cases of GPT-NeoX need its tokenizer.json, which is not part of
+ *  this repository: folder MAMBA_SHARED, default ../shared.
  */
 static void *text_malloc(unsigned long bytes);
 static void *text_realloc(void *p, unsigned long bytes);
@@ -172,7 +173,21 @@ typedef struct {
     const char *vocab;   /* more tokens, with a comma in front; ids from 256 on */
     const char *merges;
     int without; /* 1 + a byte that the vocabulary lacks */
+    int fallback; /* bytes are "<0x00>" to "<0xFF>"; spaces U+2581, id 256 */
 } recipe;
+
+/* Stages of vocabularies with byte fallback. */
+#define LINE "\\u2581"
+#define METASPACE(more) "{\"type\":\"Metaspace\",\"replacement\":\"" LINE "\"" more "}"
+#define SPACES(first, last)                                                                        \
+    "{\"type\":\"Sequence\",\"decoders\":[" first                                                  \
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" LINE                                        \
+    "\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}" last "]}"
+#define STRIP(n) ",{\"type\":\"Strip\",\"content\":\" \",\"start\":" n ",\"stop\":0}"
+#define REPLACE "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"" LINE "\"}"
+#define PREPEND                                                                                    \
+    "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"" LINE            \
+    "\"}," REPLACE "]}"
 
 static char small_text[200000];
 
@@ -183,20 +198,27 @@ static size_t small_json(const recipe *r)
     p += sprintf(p, "{\"version\":\"1.0\",%s", r->top != NULL ? r->top : "\"added_tokens\":[],");
     p += sprintf(p, "\"normalizer\":%s,", r->normalizer != NULL ? r->normalizer : "null");
     p += sprintf(p, "\"pre_tokenizer\":%s,",
-                 r->pre != NULL ? r->pre : "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}");
+                 r->pre != NULL ? r->pre
+                 : r->fallback  ? METASPACE(",\"prepend_scheme\":\"never\",\"split\":false")
+                                : "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}");
     p += sprintf(p, "\"post_processor\":%s,", r->post != NULL ? r->post : "null");
-    p +=
-        sprintf(p, "\"decoder\":%s,", r->decoder != NULL ? r->decoder : "{\"type\":\"ByteLevel\"}");
+    p += sprintf(p, "\"decoder\":%s,",
+                 r->decoder != NULL ? r->decoder
+                 : r->fallback      ? SPACES("", "")
+                                    : "{\"type\":\"ByteLevel\"}");
     p += sprintf(p, "\"model\":{\"type\":\"BPE\",%s\"vocab\":{",
-                 r->options != NULL ? r->options : "");
+                 r->options != NULL ? r->options
+                 : r->fallback      ? "\"byte_fallback\":true,"
+                                    : "");
     for (unsigned b = 0; b < 256; b++) {
         if ((int)b + 1 != r->without) {
-            p += sprintf(p, "%s\"\\u%04x\":%u", comma, voc_alphabet(b), b);
+            p += r->fallback ? sprintf(p, "%s\"<0x%02X>\":%u", comma, b, b)
+                             : sprintf(p, "%s\"\\u%04x\":%u", comma, voc_alphabet(b), b);
             comma = ",";
         }
     }
-    p += sprintf(p, "%s},\"merges\":[%s]}}", r->vocab != NULL ? r->vocab : "",
-                 r->merges != NULL ? r->merges : "");
+    p += sprintf(p, "%s%s},\"merges\":[%s]}}", r->fallback == 1 ? ",\"" LINE "\":256" : "",
+                 r->vocab != NULL ? r->vocab : "", r->merges != NULL ? r->merges : "");
     return (size_t)(p - small_text);
 }
 
@@ -285,13 +307,32 @@ static int round_trip(const mamba_tokenizer *t, const unsigned char *text, size_
 
 /* ---- published cases ---- */
 
-static void run_cases(const char *tokenizer, const char *cases, int n_cases) {
-    owned o;
+static int stream_is_bytes(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids)
+{
+    mamba_utf8_stream s;
+    int same = 1;
+    size_t held = 0;
+    memset(&s, 0, sizeof s);
+    for (size_t i = 0; i < n_ids && same; i++) {
+        const char *bytes;
+        char piece[256];
+        size_t n = 0, n_piece = 0;
+        same =
+            mamba_token_bytes(t, ids[i], &bytes, &n, NULL) == MAMBA_OK
+            && mamba_stream_decode(t, &s, ids[i], piece, sizeof piece, &n_piece, NULL) == MAMBA_OK
+            && n_piece + s.n_pending == held + n
+            && (n_piece <= held || memcmp(piece + held, bytes, n_piece - held) == 0);
+        held = s.n_pending;
+    }
+    return same;
+}
+
+static void run_open_cases(owned o, const char *cases, int n_cases)
+{
     json_doc doc;
     tl_error err;
     int n = 0;
     memset(&err, 0, sizeof err);
-    REQUIRE(owned_read(&o, tokenizer));
     REQUIRE(json_read(cases, (uint64_t)1 << 24, 0, &doc, &err) == TL_OK);
     for (json_id m = json_first(&doc, JSON_ROOT); m != JSON_NONE; m = json_next(&doc, m)) {
         json_text text = json_str(&doc, json_get(&doc, m, "text"));
@@ -311,16 +352,27 @@ static void run_cases(const char *tokenizer, const char *cases, int n_cases) {
         }
         CHECK_INT(mamba_decode(&o.t, ids, n_ids, out, sizeof out, &n_out, NULL), MAMBA_OK);
         CHECK(n_out == decoded.len && memcmp(out, decoded.ptr, n_out) == 0);
+        CHECK(stream_is_bytes(&o.t, ids, n_ids));
+        n++;
+        if ((o.t.flags & MBI_TOK_PREFIX_SPACE) != 0) {
+            continue;
+        }
         CHECK(round_trip(&o.t, (const unsigned char *)text.ptr, text.len,
                          MAMBA_PARSE_SPECIAL | MAMBA_NO_NORMALIZE, 1));
         CHECK(round_trip(&o.t, (const unsigned char *)text.ptr, text.len, MAMBA_NO_NORMALIZE, 1));
         CHECK(round_trip(&o.t, (const unsigned char *)decoded.ptr, decoded.len, MAMBA_PARSE_SPECIAL,
                          1));
-        n++;
     }
     CHECK_INT(n, n_cases);
     json_free(&doc);
     owned_free(&o);
+}
+
+static void run_cases(const char *tokenizer, const char *cases, int n_cases)
+{
+    owned o;
+    REQUIRE(owned_read(&o, tokenizer));
+    run_open_cases(o, cases, n_cases);
 }
 
 TEST(cases_tales)
@@ -330,8 +382,54 @@ TEST(cases_tales)
 
 static const char falcon_json[] = "tests/golden/tokenizer/falcon.tokenizer.json";
 
-TEST(cases_falcon) {
+TEST(cases_falcon)
+{
     run_cases(falcon_json, "tests/golden/tokenizer/falcon.cases.json", 203);
+}
+
+static const char mistral_json[] = "tests/golden/tokenizer/mistral.tokenizer.json";
+
+/* The same vocabulary with Llama's stages. */
+static int open_llama(owned *o)
+{
+    static const char old[] = "\"normalizer\":null,\"pre_tokenizer\":";
+    static const char stages[] = "\"normalizer\":" PREPEND ",\"pre_tokenizer\":null";
+    char *text, *cut, *rest, *changed;
+    size_t n;
+    json_doc doc;
+    tl_error err;
+    memset(&err, 0, sizeof err);
+    memset(o, 0, sizeof *o);
+    if (tl_read_all(mistral_json, (uint64_t)1 << 20, &text, &n, &err) != TL_OK) {
+        test_fail(__FILE__, __LINE__, err.message);
+        return 0;
+    }
+    changed = (char *)malloc(n + sizeof stages);
+    cut = strstr(text, old);
+    rest = cut != NULL ? strchr(cut, '}') : NULL;
+    if (changed == NULL || rest == NULL) {
+        test_fail(__FILE__, __LINE__, "no such stages");
+        return 0;
+    }
+    n = (size_t)sprintf(changed, "%.*s%s%s", (int)(cut - text), text, stages, rest + 1);
+    tl_free(text);
+    if (json_parse(changed, n, "llama", 0, &doc, &err) != TL_OK
+        || voc_convert(&doc, "llama", no_ids, &o->section, &o->bytes, &err) != TL_OK) {
+        test_fail(__FILE__, __LINE__, err.message);
+    }
+    json_free(&doc);
+    free(changed);
+    return o->section != NULL && owned_open(o);
+}
+
+TEST(cases_with_byte_fallback)
+{
+    owned o;
+    run_cases(mistral_json, "tests/golden/tokenizer/mistral.cases.json", 201);
+    REQUIRE(open_llama(&o));
+    CHECK_INT(o.t.kind, MBI_TOK_CHARS);
+    run_open_cases(o, "tests/golden/tokenizer/llama.cases.json", 201);
+    CHECK_INT(live_blocks, 0);
 }
 
 static int shared_path(char *out, size_t cap, const char *name)
@@ -389,8 +487,15 @@ TEST(any_bytes_come_back)
         NULL,
         ",\"th\":256,\"\\u0120t\":257,\"\\u0120the\":258,\"he\":259,\"\\u00e9\\u00a9\":260",
         "\"t h\",[\"\\u0120\",\"t\"],\"h e\",[\"\\u0120t\",\"he\"],\"\\u00e9 \\u00a9\"",
-        0};
-    owned o[4];
+        0, 0};
+    static const recipe fallback = {.fallback = 1,
+                                    .vocab = ",\"th\":257,\"" LINE "t\":258,\"" LINE
+                                             "th\":259,\"t\":260,\"h\":261,\"\\u00e9\":262,"
+                                             "\"" LINE LINE
+                                             "\":263,\"\\u00e9\\u0301\":264,\"\\u0301\":265",
+                                    .merges = "\"" LINE " t\",\"t h\",[\"" LINE "t\",\"h\"],\"" LINE
+                                              " " LINE "\",\"\\u00e9 \\u0301\""};
+    owned o[5];
     unsigned char text[400];
     tl_error err;
     memset(&err, 0, sizeof err);
@@ -398,15 +503,20 @@ TEST(any_bytes_come_back)
     REQUIRE(small_open(&merging, &o[1]));
     REQUIRE(voc_bytes(no_ids, &o[2].section, &o[2].bytes, &err) == TL_OK && owned_open(&o[2]));
     REQUIRE(owned_read(&o[3], falcon_json));
+    REQUIRE(small_open(&fallback, &o[4]));
+    IDS(&o[4].t, " th\xC3\xA9\xCC\x81", 0, 259, 264);
+    IDS(&o[4].t, "h\n\xE2\x96\x81 ", 0, 261, '\n', 263);
+    IDS(&o[4].t, "\xE2\x96\x81 ", MAMBA_NO_NORMALIZE, 0xE2, 0x96, 0x81, 256);
     CHECK_INT(mamba_token_count(&o[2].t), 256);
     IDS(&o[2].t, "a\0\xff", 0, 'a', 0, 255);
-    for (int i = 0; i < 40000; i++) {
-        const mamba_tokenizer *t = &o[i % 4].t;
-        size_t n = random_text(text, i % 50 == 0 ? sizeof text : 40, i / 4 % 4);
+    for (int i = 0; i < 50000; i++) {
+        const mamba_tokenizer *t = &o[i % 5].t;
+        size_t n = random_text(text, i % 50 == 0 ? sizeof text : 40, i / 5 % 4);
         CHECK(round_trip(t, text, n, MAMBA_NO_NORMALIZE, 1));
         CHECK(round_trip(t, text, n, MAMBA_NO_NORMALIZE | MAMBA_PARSE_SPECIAL, 1));
-        if (!mbi_utf8_valid(text, text + n) || i % 4 >= 2) {
-            CHECK(round_trip(t, text, n, 0, 1)); /* what is not UTF-8 is never normalized */
+        if (!mbi_utf8_valid(text, text + n) || i % 5 >= 2) {
+            CHECK(i % 5 == 4
+                  || round_trip(t, text, n, 0, 1)); /* what is not UTF-8 is never normalized */
         } else {
             int32_t ids[500], again[500];
             char out[2000];
@@ -421,10 +531,36 @@ TEST(any_bytes_come_back)
             break;
         }
     }
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         owned_free(&o[i]);
     }
     CHECK_INT(live_blocks, 0);
+}
+
+/* A space in front comes and goes: decoding all ids of a text gives the text. */
+TEST(spaces_come_and_go)
+{
+    owned o;
+    unsigned char text[300];
+    int32_t ids[600];
+    char out[600];
+    size_t n_ids = 0, n_out = 0;
+    REQUIRE(open_llama(&o));
+    for (int i = 0; i < 8000 && test_state.failures == 0; i++) {
+        size_t n = random_text(text, i % 50 == 0 ? sizeof text : 40, i % 4);
+        CHECK_INT(
+            mamba_encode(&o.t, (const char *)text, n, MAMBA_NO_NORMALIZE, ids, 600, &n_ids, NULL),
+            MAMBA_OK);
+        CHECK(n_ids <= n + 1 && stream_is_bytes(&o.t, ids, n_ids));
+        CHECK_INT(mamba_decode(&o.t, ids, n_ids, NULL, 0, &n_out, NULL), MAMBA_OK);
+        CHECK_INT(n_out, n);
+        CHECK_INT(mamba_decode(&o.t, ids, n_ids, out, n, &n_out, NULL), MAMBA_OK);
+        CHECK(n_out == n && memcmp(out, text, n) == 0);
+        CHECK_INT(n == 0 ? MAMBA_ERR_RANGE
+                         : mamba_decode(&o.t, ids, n_ids, out, n - 1, &n_out, NULL),
+                  MAMBA_ERR_RANGE);
+    }
+    owned_free(&o);
 }
 
 /* Byte pair encoding by its definition: look at all pairs, merge the first of the lowest rank,
@@ -432,8 +568,20 @@ TEST(any_bytes_come_back)
 static size_t bpe_by_definition(const mamba_tokenizer *t, const unsigned char *p, size_t n,
                                 int32_t *ids)
 {
-    for (size_t i = 0; i < n; i++) {
-        ids[i] = (int32_t)mbi_load_u32(t->byte_ids + 4 * (size_t)p[i]);
+    size_t n_bytes = n;
+    n = 0;
+    for (size_t i = 0; i < n_bytes;) {
+        uint32_t cp, k = t->n_chars, one = 1;
+        uint32_t length = (uint32_t)mbi_utf8_get(p + i, p + n_bytes, &cp);
+        for (k = 0; k < t->n_chars; k++) {
+            if (mbi_load_u32(t->chars + 8 * (size_t)k) == (cp == 0x2581 ? ' ' : cp)) {
+                break;
+            }
+        }
+        one = k == t->n_chars;
+        ids[n++] = (int32_t)(one ? mbi_load_u32(t->byte_ids + 4 * (size_t)p[i])
+                                 : mbi_load_u32(t->chars + 8 * (size_t)k + 4));
+        i += one ? 1 : length;
     }
     for (;;) {
         size_t best = n;
@@ -455,12 +603,12 @@ static size_t bpe_by_definition(const mamba_tokenizer *t, const unsigned char *p
     }
 }
 
-TEST(merges_by_definition)
+static void run_definition(const char *tokenizer)
 {
     owned o;
     unsigned char text[600];
     int32_t expected[600], ids[600];
-    REQUIRE(owned_read(&o, tales_json));
+    REQUIRE(owned_read(&o, tokenizer));
     for (int i = 0; i < 3000 && test_state.failures == 0; i++) {
         size_t n = random_text(text, i % 20 == 0 ? 600 : 90, i % 4 == 0 ? 1 : 3), n_ids = 0;
         size_t n_expected = bpe_by_definition(&o.t, text, n, expected);
@@ -483,6 +631,12 @@ TEST(merges_by_definition)
         mbi_encode_end(&e);
     }
     owned_free(&o);
+}
+
+TEST(merges_by_definition)
+{
+    run_definition(tales_json);
+    run_definition(mistral_json);
 }
 
 /* ---- splitting ---- */
@@ -557,7 +711,8 @@ TEST(split_by_the_pattern)
 }
 
 /* Falcon's pieces by their definition, on whole code points and then bytes: where words may end. */
-TEST(split_of_falcon) {
+TEST(split_of_falcon)
+{
     static const struct {
         const char *text, *cuts; /* one digit per part: its bytes */
     } cases[] = {
@@ -782,7 +937,7 @@ TEST(work_is_n_log_n)
                     {"0", 1},
                     {"<", 1},
                     {"-=", 2}};
-    static const char *const tokenizers[] = {tales_json, falcon_json};
+    static const char *const tokenizers[] = {tales_json, falcon_json, mistral_json};
     for (size_t k = 0; k < sizeof tokenizers / sizeof tokenizers[0]; k++) {
         owned o;
         REQUIRE(owned_read(&o, tokenizers[k]));
@@ -871,7 +1026,7 @@ TEST(streams_give_whole_characters)
 
 TEST(arguments)
 {
-    static const recipe gap = {NULL, NULL, NULL, NULL, NULL, NULL, ",\"ab\":300", "\"a b\"", 0};
+    static const recipe gap = {NULL, NULL, NULL, NULL, NULL, NULL, ",\"ab\":300", "\"a b\"", 0, 0};
     owned o;
     int32_t ids[4] = {7, 7, 7, 7}, bad[3] = {'a', 0, 'b'};
     size_t n = 5;
@@ -941,7 +1096,7 @@ TEST(added_tokens)
         NULL,
         NULL,
         NULL,
-        0};
+        0, 0};
     owned o;
     REQUIRE(small_open(&r, &o));
     IDS(&o.t, "<a>", MAMBA_PARSE_SPECIAL, 256);
@@ -965,7 +1120,7 @@ TEST(added_tokens)
         static const recipe both = {
             "\"added_tokens\":[{\"id\":97,\"content\":\"a\",\"special\":true},"
             "{\"id\":195,\"content\":\"\\u00c3\",\"special\":true}],",
-            NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0};
+            NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0};
         int32_t ids[4];
         size_t n = 0;
         REQUIRE(small_open(&both, &o));
@@ -988,7 +1143,7 @@ TEST(prefix_space_and_no_pattern)
         NULL,
         ",\"\\u0120a\":256",
         "\"\\u0120 a\"",
-        0};
+        0, 0};
     static const recipe whole = {
         NULL,
         NULL,
@@ -998,7 +1153,7 @@ TEST(prefix_space_and_no_pattern)
         NULL,
         ",\"b\\u0120a\":257,\"b\\u0120\":256",
         "\"b \\u0120\",\"b\\u0120 a\"",
-        0};
+        0, 0};
     owned o;
     REQUIRE(small_open(&prefix, &o));
     IDS(&o.t, "a", 0, 256);
@@ -1013,7 +1168,7 @@ TEST(prefix_space_and_no_pattern)
 
 TEST(missing_bytes_are_errors)
 {
-    static const recipe r = {NULL, NULL, NULL, NULL, NULL, NULL, ",\"ab\":256", "\"a b\"", 1 + 'x'};
+    static const recipe r = {NULL, NULL, NULL, NULL, NULL, NULL, ",\"ab\":256", "\"a b\"", 1 + 'x', 0};
     owned o;
     int32_t ids[100];
     size_t n = 3;
@@ -1098,14 +1253,66 @@ TEST(conversion_refuses_what_it_does_not_know)
          "pretokenizers[3].pattern: unknown option \"String\""},
         {{.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER, "")},
          TL_ERR_UNSUPPORTED,
-         "pretokenizers[3].behavior: found nothing"},
+         "pretokenizers[3].pattern.Regex: found nothing"},
         {{.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[1,2,3,4]}"},
          TL_ERR_UNSUPPORTED,
-         "pretokenizers[0]: found nothing, supported: \"Punctuation\""},
+         "pretokenizers[0].type: found nothing, supported: \"Punctuation\""},
         {{.pre = "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\"},{\"type\":"
                  "\"ByteLevel\"}]}"},
          TL_ERR_UNSUPPORTED,
          "pre_tokenizer: found an array of 2"},
+        {{.fallback = 1}, TL_OK, ""},
+        {{.fallback = 1, .normalizer = REPLACE, .pre = "null"}, TL_OK, ""},
+        {{.fallback = 1, .normalizer = PREPEND, .pre = "null"}, TL_OK, ""},
+        {{.fallback = 1, .decoder = SPACES("", STRIP("1"))}, TL_OK, ""},
+        {{.fallback = 2}, TL_ERR_UNSUPPORTED, "model.vocab: found no token for U+2581"},
+        {{.fallback = 1, .without = 1 + 0xAB}, TL_ERR_UNSUPPORTED, "no token for byte 171"},
+        {{.fallback = 1, .pre = "null"}, TL_ERR_UNSUPPORTED, "pre_tokenizer.type: found nothing"},
+        {{.fallback = 1, .normalizer = REPLACE},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer: found an object of 4, supported: null beside a normalizer of spaces"},
+        {{.fallback = 1, .normalizer = "{\"type\":\"NFC\"}"},
+         TL_ERR_UNSUPPORTED,
+         "normalizer.type: found \"NFC\", supported: \"Replace\""},
+        {{.fallback = 1,
+          .normalizer = "{\"type\":\"Sequence\",\"normalizers\":[" REPLACE "," REPLACE "]}"},
+         TL_ERR_UNSUPPORTED,
+         "normalizer.normalizers[0].type: found \"Replace\", supported: \"Prepend\""},
+        {{.fallback = 1, .pre = METASPACE(",\"prepend_scheme\":\"first\"")},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.split: found nothing, supported: false"},
+        {{.fallback = 1, .pre = METASPACE(",\"prepend_scheme\":\"last\",\"split\":false")},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.prepend_scheme: found \"last\""},
+        {{.fallback = 1,
+          .pre = METASPACE(
+              ",\"prepend_scheme\":\"first\",\"split\":false,\"add_prefix_space\":false")},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.prepend_scheme: found \"first\", supported: \"never\""},
+        {{.fallback = 1, .pre = "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"split\":false}"},
+         TL_ERR_UNSUPPORTED,
+         "pre_tokenizer.replacement: found \"_\""},
+        {{.fallback = 1, .decoder = "{\"type\":\"Metaspace\"}"},
+         TL_ERR_UNSUPPORTED,
+         "decoder: found an object of 1"},
+        {{.fallback = 1, .decoder = SPACES("", STRIP("2"))},
+         TL_ERR_UNSUPPORTED,
+         "decoder.decoders[3].start: found 2, supported: 1"},
+        {{.fallback = 1, .decoder = SPACES("{\"type\":\"Fuse\"},", "")},
+         TL_ERR_UNSUPPORTED,
+         "decoder.decoders[0].type: found \"Fuse\", supported: \"Replace\""},
+        {{.fallback = 1, .top = "\"added_tokens\":[{\"id\":65,\"content\":\"<0x41>\"}],"},
+         TL_ERR_UNSUPPORTED,
+         "added_tokens.content: found \"<0x41>\""},
+        {{.fallback = 1, .top = "\"added_tokens\":[{\"id\":300,\"content\":\"a" LINE "\"}],"},
+         TL_ERR_UNSUPPORTED,
+         "added_tokens.content: found"},
+        {{.fallback = 1,
+          .normalizer = PREPEND,
+          .pre = "null",
+          .top = "\"added_tokens\":[{\"id\":300,\"content\":\"ab\",\"normalized\":true}],"},
+         TL_ERR_UNSUPPORTED,
+         "added_tokens.normalized: found \"ab\", supported: false beside a normalizer"},
         {{.decoder = "null"}, TL_ERR_UNSUPPORTED, "decoder.type: found nothing"},
         {{.decoder = "{\"type\":\"WordPiece\"}"},
          TL_ERR_UNSUPPORTED,
@@ -1114,7 +1321,7 @@ TEST(conversion_refuses_what_it_does_not_know)
         {{.options = "\"dropout\":0.1,"}, TL_ERR_UNSUPPORTED, "model.dropout: found 0.1"},
         {{.options = "\"byte_fallback\":true,"},
          TL_ERR_UNSUPPORTED,
-         "model.byte_fallback: found true"},
+         "pre_tokenizer.type: found \"ByteLevel\", supported: \"Metaspace\""},
         {{.options = "\"ignore_merges\":true,"},
          TL_ERR_UNSUPPORTED,
          "model.ignore_merges: found true"},
@@ -1266,7 +1473,20 @@ static const recipe hostile = {
     NULL,
     ",\"th\":256,\"\\u0120t\":257,\"\\u0120th\":258,\"he\":259,\"the\":260",
     "\"t h\",\"\\u0120 t\",\"\\u0120 th\",\"h e\",\"th e\"",
-    0};
+    0, 0};
+
+static const recipe fallback_hostile = {
+    "\"added_tokens\":[{\"id\":270,\"content\":\"<e>\",\"special\":true,\"normalized\":false},"
+    "{\"id\":261,\"content\":\"  \",\"special\":false,\"normalized\":true}],",
+    NULL,
+    METASPACE(",\"prepend_scheme\":\"never\",\"split\":false"),
+    NULL,
+    NULL,
+    NULL,
+    ",\"t\":257,\"h\":258,\"th\":259,\"" LINE "th\":260,\"\\u00e9\":262",
+    "\"t h\",\"" LINE " th\"",
+    0,
+    1};
 
 /* A section that was accepted must be safe, whatever it holds. Exactly sized heap copies let the
  * address sanitizer see one byte too far. 1: accepted. */
@@ -1294,7 +1514,8 @@ static int try_section(const unsigned char *bytes, size_t n)
             if (status == MAMBA_OK) {
                 CHECK_INT(mamba_decode(&t, ids, n_ids, out, sizeof out, &n_out, NULL), MAMBA_OK);
             }
-            if (status == MAMBA_OK && flags >= 2 && (t.flags & MBI_TOK_PREFIX_SPACE) == 0
+            if (status == MAMBA_OK && flags >= 2
+                && (t.flags & (MBI_TOK_PREFIX_SPACE | MBI_TOK_STRIP_SPACE)) == 0
                 && ((mbi_load_u32(t.added + 4) | mbi_load_u32(t.added + 12)) & 12) == 0) {
                 CHECK(n_out == used && memcmp(out, text, used) == 0);
             }
@@ -1311,7 +1532,8 @@ static int try_section(const unsigned char *bytes, size_t n)
     return 0;
 }
 
-static void run_hostile(const recipe *r) {
+static void run_hostile(const recipe *r)
+{
     static const uint32_t values[] = {0,          1,          2,          0x7FFFFFFE, 0x7FFFFFFF,
                                       0x80000000, 0x80000001, 0xFFFFFFFE, 0xFFFFFFFF};
     owned o;
@@ -1359,11 +1581,13 @@ static void run_hostile(const recipe *r) {
     CHECK_INT(live_blocks, 0);
 }
 
-TEST(hostile_sections) {
+TEST(hostile_sections)
+{
     recipe falcon = hostile;
     falcon.pre = FALCON(CONTIGUOUS, NO_SPACE, TOGETHER, THREE);
     run_hostile(&hostile);
     run_hostile(&falcon);
+    run_hostile(&fallback_hostile);
 }
 
 /* A table full of one key's neighbours, a wrapped size, a token of 4 GiB: the checks by name. */
@@ -1428,12 +1652,30 @@ TEST(hostile_sections_by_name)
         REFUSED(4, 1, "tokenizer.split", "out of range");
         REFUSED(20, 3, "tokenizer.split", "out of range");
         REFUSED(76, 1, "tokenizer.reserved", "not zero");
+        REFUSED(64, 1, "tokenizer.n_chars", "out of range");
         CHECK_INT(mbi_tok_open(&t, p, 72, &hooks, &err), MAMBA_ERR_FORMAT);
+        owned_free(&o);
+    }
+    { /* characters */
+        size_t chars;
+        REQUIRE(small_open(&fallback_hostile, &o));
+        p = o.section;
+        chars = (size_t)(o.t.chars - p);
+        CHECK_INT(o.t.n_chars, 4);
+        REFUSED(4, 1, "tokenizer.kind", "out of range");
+        REFUSED(12, 2, "tokenizer.n_chars", "out of range");
+        REFUSED(16, 32, "tokenizer.flags", "out of range");
+        REFUSED(64, 272, "tokenizer.n_chars", "out of range");
+        REFUSED(chars, 0x110000, "tokenizer.chars", "not a code point");
+        REFUSED(chars + 8, ' ', "tokenizer.chars", "not rising");
+        REFUSED(chars + 8, 'i', "tokenizer.chars", "not an id of that character");
+        REFUSED(chars + 12, 257, "tokenizer.chars", "not an id of that character");
+        REFUSED(chars + 12, 999, "tokenizer.chars", "not an id of that character");
         owned_free(&o);
     }
     { /* 512 slots, 256 taken in a row: one more look-up step than allowed would follow */
         static const recipe many = {NULL, NULL,          NULL,      NULL, NULL,
-                                    NULL, ",\"ab\":256", "\"a b\"", 0};
+                                    NULL, ",\"ab\":256", "\"a b\"", 0, 0};
         unsigned char *big;
         size_t extra = 16 * 1022;
         REQUIRE(small_open(&many, &o));
@@ -1472,7 +1714,7 @@ TEST(every_allocation_fails_once)
                                   NULL,
                                   ",\"aa\":256",
                                   "\"a a\"",
-                                  0};
+                                  0, 0};
     REQUIRE(small_open(&prefix, &o));
     memset(text, 'a', sizeof text);
     memcpy(text, "e\xCC\x81", 3); /* normalized, prefixed, a long word */
@@ -1496,21 +1738,23 @@ TEST(every_allocation_fails_once)
     }
     CHECK(n == n_control && memcmp(ids, control, n * sizeof *ids) == 0);
     owned_free(&o);
-    for (long k = 0;; k++) {
-        tl_error err;
-        tl_status status;
-        fail_at = k;
-        status = small_convert(&hostile, &o, &err);
-        if (fail_at >= 0) {
-            fail_at = -1;
-            CHECK_INT(status, TL_OK);
-            owned_free(&o);
-            CHECK(k >= 8);
-            break;
+    for (int i = 0; i < 2; i++) {
+        for (long k = 0;; k++) {
+            tl_error err;
+            tl_status status;
+            fail_at = k;
+            status = small_convert(i == 0 ? &hostile : &fallback_hostile, &o, &err);
+            if (fail_at >= 0) {
+                fail_at = -1;
+                CHECK_INT(status, TL_OK);
+                owned_free(&o);
+                CHECK(k >= 8 + 2 * i);
+                break;
+            }
+            CHECK_INT(status, TL_ERR_MEMORY);
+            CHECK(o.section == NULL && err.message[0] != 0);
+            CHECK_INT(live_blocks, 0);
         }
-        CHECK_INT(status, TL_ERR_MEMORY);
-        CHECK(o.section == NULL && err.message[0] != 0);
-        CHECK_INT(live_blocks, 0);
     }
 }
 
@@ -1518,9 +1762,11 @@ TEST_MAIN("text")
 {
     RUN(cases_tales);
     RUN(cases_falcon);
+    RUN(cases_with_byte_fallback);
     RUN(cases_gpt_neox);
     RUN(special_tokens_only_on_request);
     RUN(any_bytes_come_back);
+    RUN(spaces_come_and_go);
     RUN(merges_by_definition);
     RUN(split_by_the_pattern);
     RUN(split_of_falcon);

@@ -333,6 +333,7 @@ TL_FN tl_status voc_read_gguf(const gguf_file *g, const tl_file *file, voc_ids i
     *bytes = 0;
     v.r.name = tl_path(&q, file->path);
     v.r.err = &own;
+    v.r.kind = MBI_TOK_BPE;
     v.r.tokens_field = "tokenizer.ggml.tokens";
     v.r.merges_field = "tokenizer.ggml.merges";
     v.g = g;

@@ -178,7 +178,8 @@ static void uc_read_spaces(const char *dir)
 
 /* Punctuation as of Unicode 8: what came later does not count, and two characters that were
  * punctuation then have another category now. */
-static void uc_read_ages(const char *dir) {
+static void uc_read_ages(const char *dir)
+{
     char path[512];
     char line[1024];
     FILE *f = uc_open(dir, "DerivedAge.txt", path, sizeof path);
