@@ -5,7 +5,8 @@
  *  every boundary that splitting must keep: "falcon" with the stages of falcon-mamba-7b's
  *  tokenizer.json, "mistral" with byte fallback and the stages of Mistral's, "llama" with Llama's in
  *  their place. Their cases were made by the npm package tokenizers 0.23.2 (encode without special
- *  tokens, decode with them). The cases of GPT-NeoX need its tokenizer.json, which is not part of
+ *  tokens, decode with them); those of "sentencepiece", the same vocabulary as a model whose scores
+ *  are often equal, by the original in the npm package sentencepiece-js 1.1.0. The cases of GPT-NeoX need its tokenizer.json, which is not part of
  *  this repository: folder MAMBA_SHARED, default ../shared.
  */
 static void *text_malloc(unsigned long bytes);
@@ -22,7 +23,7 @@ static uint64_t text_work;
 #define MAMBA_IMPLEMENTATION
 #define MAMBA_NO_DISPATCH
 #include "mamba.h"
-#include "vocab.h"
+#include "sentencepiece.h"
 #include "test.h"
 
 /* ---- memory that can fail, and counts ---- */
@@ -327,7 +328,7 @@ static int stream_is_bytes(const mamba_tokenizer *t, const int32_t *ids, size_t 
     return same;
 }
 
-static void run_open_cases(owned o, const char *cases, int n_cases)
+static void run_open_cases(owned o, const char *cases, int n_cases, unsigned flags)
 {
     json_doc doc;
     tl_error err;
@@ -341,9 +342,7 @@ static void run_open_cases(owned o, const char *cases, int n_cases)
         int32_t ids[4096];
         char out[65536];
         size_t n_ids = 0, n_out = 0;
-        CHECK_INT(
-            mamba_encode(&o.t, text.ptr, text.len, MAMBA_PARSE_SPECIAL, ids, 4096, &n_ids, NULL),
-            MAMBA_OK);
+        CHECK_INT(mamba_encode(&o.t, text.ptr, text.len, flags, ids, 4096, &n_ids, NULL), MAMBA_OK);
         CHECK_INT(n_ids, json_count(&doc, list));
         for (size_t i = 0; i < n_ids && item != JSON_NONE; i++, item = json_next(&doc, item)) {
             uint64_t id = 0;
@@ -372,7 +371,7 @@ static void run_cases(const char *tokenizer, const char *cases, int n_cases)
 {
     owned o;
     REQUIRE(owned_read(&o, tokenizer));
-    run_open_cases(o, cases, n_cases);
+    run_open_cases(o, cases, n_cases, MAMBA_PARSE_SPECIAL);
 }
 
 TEST(cases_tales)
@@ -428,7 +427,7 @@ TEST(cases_with_byte_fallback)
     run_cases(mistral_json, "tests/golden/tokenizer/mistral.cases.json", 201);
     REQUIRE(open_llama(&o));
     CHECK_INT(o.t.kind, MBI_TOK_CHARS);
-    run_open_cases(o, "tests/golden/tokenizer/llama.cases.json", 201);
+    run_open_cases(o, "tests/golden/tokenizer/llama.cases.json", 201, MAMBA_PARSE_SPECIAL);
     CHECK_INT(live_blocks, 0);
 }
 
@@ -1698,6 +1697,327 @@ TEST(hostile_sections_by_name)
     }
 }
 
+/* ---- SentencePiece models ---- */
+
+typedef struct {
+    unsigned char bytes[40000];
+    size_t n;
+} proto;
+
+static void proto_varint(proto *p, uint64_t v)
+{
+    for (; v >= 0x80; v >>= 7) {
+        p->bytes[p->n++] = (unsigned char)(v | 0x80);
+    }
+    p->bytes[p->n++] = (unsigned char)v;
+}
+
+static void proto_number(proto *p, unsigned field, uint64_t v)
+{
+    proto_varint(p, field << 3);
+    proto_varint(p, v);
+}
+
+static void proto_bytes(proto *p, unsigned field, const void *bytes, size_t n)
+{
+    proto_varint(p, field << 3 | 2);
+    proto_varint(p, n);
+    memcpy(p->bytes + p->n, bytes, n);
+    p->n += n;
+}
+
+static void proto_piece(proto *p, const char *text, size_t n, float score, unsigned type)
+{
+    proto piece;
+    uint32_t bits;
+    piece.n = 0;
+    memcpy(&bits, &score, 4);
+    proto_bytes(&piece, 1, text, n);
+    piece.bytes[piece.n++] = 2 << 3 | 5;
+    voc_put32(piece.bytes + piece.n, bits);
+    piece.n += 4;
+    if (type != 1) {
+        proto_number(&piece, 3, type);
+    }
+    proto_bytes(p, 1, piece.bytes, piece.n);
+}
+
+/* The parts of a model behind its pieces; fields are left out where they have the default. */
+typedef struct {
+    unsigned type, fallback, suffix, extra_spaces, no_prefix, no_escape;
+    const char *map, *back; /* character maps */
+    const char *piece;      /* one more piece, of score and type */
+    float score;
+    unsigned piece_type;
+    const char *tail; /* bytes at the end, tail_bytes of them */
+    size_t tail_bytes;
+} sp_recipe;
+
+static void proto_specs(proto *p, const sp_recipe *r)
+{
+    proto part;
+    if (r->piece != NULL) {
+        proto_piece(p, r->piece, strlen(r->piece), r->score, r->piece_type);
+    }
+    part.n = 0;
+    proto_bytes(&part, 2, "name", 4);
+    proto_number(&part, 3, r->type);
+    proto_number(&part, 35, r->fallback);
+    if (r->suffix) {
+        proto_number(&part, 24, 1);
+    }
+    proto_number(&part, 43, UINT64_MAX);
+    proto_bytes(p, 2, part.bytes, part.n);
+    part.n = 0;
+    proto_bytes(&part, 1, "identity", 8);
+    proto_bytes(&part, 2, r->map != NULL ? r->map : "", r->map != NULL ? strlen(r->map) : 0);
+    proto_number(&part, 4, r->extra_spaces);
+    if (r->no_prefix) {
+        proto_number(&part, 3, 0);
+    }
+    if (r->no_escape) {
+        proto_number(&part, 5, 0);
+    }
+    proto_bytes(p, 3, part.bytes, part.n);
+    if (r->back != NULL) {
+        part.n = 0;
+        proto_bytes(&part, 2, r->back, strlen(r->back));
+        proto_bytes(p, 5, part.bytes, part.n);
+    }
+    memcpy(p->bytes + p->n, r->tail, r->tail_bytes);
+    p->n += r->tail_bytes;
+}
+
+static const sp_recipe sp_plain = {2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "", 0};
+
+/* A small model: control pieces, all bytes, a few more. */
+static void proto_small(proto *p, const sp_recipe *r)
+{
+    static const struct {
+        const char *text;
+        float score;
+    } pieces[] = {{"\xE2\x96\x81t", -1},
+                  {"he", -2},
+                  {"\xE2\x96\x81the", -3},
+                  {"aa", -4},
+                  {"aaa", -4},
+                  {"\xE2\x96\x81", -9},
+                  {"t", -9},
+                  {"h", -9},
+                  {"e", -9},
+                  {"a", -9},
+                  {"\xC3\xA9", -9}};
+    p->n = 0;
+    proto_piece(p, "<unk>", 5, 0, SP_UNKNOWN);
+    proto_piece(p, "<s>", 3, 0, SP_CONTROL);
+    proto_piece(p, "</s>", 4, 0, SP_CONTROL);
+    for (unsigned b = 0; b < 256; b++) {
+        char name[8];
+        proto_piece(p, name, (size_t)sprintf(name, "<0x%02X>", b), 0, SP_BYTE);
+    }
+    for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
+        proto_piece(p, pieces[i].text, strlen(pieces[i].text), pieces[i].score, SP_NORMAL);
+    }
+    proto_specs(p, r);
+}
+
+static tl_status proto_convert(const unsigned char *bytes, size_t n, owned *o, tl_error *err)
+{
+    unsigned char *copy = (unsigned char *)malloc(n != 0 ? n : 1); /* exactly as long */
+    tl_status status;
+    memset(err, 0, sizeof *err);
+    memset(o, 0, sizeof *o);
+    if (copy == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    memcpy(copy, bytes, n);
+    status = voc_convert_sentencepiece(copy, n, "small.model", &o->section, &o->bytes, err);
+    free(copy);
+    return status;
+}
+
+TEST(sentencepiece_cases)
+{
+    json_doc doc;
+    tl_error err;
+    proto p;
+    owned o;
+    json_id vocab;
+    memset(&err, 0, sizeof err);
+    p.n = 0;
+    REQUIRE(json_read(mistral_json, (uint64_t)1 << 20, 0, &doc, &err) == TL_OK);
+    vocab = json_get(&doc, json_get(&doc, JSON_ROOT, "model"), "vocab");
+    for (json_id m = json_first(&doc, vocab); m != JSON_NONE; m = json_next(&doc, m)) {
+        uint64_t id = 0; /* they are in order */
+        CHECK(json_u64(&doc, m, &id));
+        proto_piece(&p, json_key(&doc, m).ptr, json_key(&doc, m).len,
+                    id < 261 ? 0.0f : -(float)((id - 261) / 25),
+                    id == 0    ? SP_UNKNOWN
+                    : id < 5   ? SP_CONTROL
+                    : id < 261 ? SP_BYTE
+                               : SP_NORMAL);
+    }
+    json_free(&doc);
+    proto_specs(&p, &sp_plain);
+    CHECK_INT(proto_convert(p.bytes, p.n, &o, &err), TL_OK);
+    REQUIRE(o.section != NULL && owned_open(&o));
+    CHECK_INT(o.t.special[0], 1);
+    CHECK_INT(o.t.special[1], 2);
+    CHECK_INT(o.t.special[2], MBI_TOK_NONE);
+    run_open_cases(o, "tests/golden/tokenizer/sentencepiece.cases.json", 201, 0);
+    CHECK_INT(live_blocks, 0);
+}
+
+TEST(sentencepiece_options)
+{
+    static const struct {
+        sp_recipe r;
+        tl_status status;
+        const char *message;
+    } cases[] = {
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "", 0}, TL_OK, ""},
+        {{2, 1, 0, 0, 1, 0, NULL, NULL, NULL, 0, 0, "", 0}, TL_OK, ""},
+        {{1, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "small.model: trainer_spec.model_type: found UNIGRAM, supported: BPE"},
+        {{9, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "", 0}, TL_ERR_UNSUPPORTED, "unknown type"},
+        {{2, 0, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "trainer_spec.byte_fallback: found false"},
+        {{2, 1, 1, 0, 0, 0, NULL, NULL, NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "trainer_spec.treat_whitespace_as_suffix: found true"},
+        {{2, 1, 0, 1, 0, 0, NULL, NULL, NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "normalizer_spec.remove_extra_whitespaces: found true"},
+        {{2, 1, 0, 0, 0, 1, NULL, NULL, NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "normalizer_spec.escape_whitespaces: found false"},
+        {{2, 1, 0, 0, 0, 0, "x", NULL, NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "normalizer_spec: found a precompiled_charsmap"},
+        {{2, 1, 0, 0, 0, 0, NULL, "x", NULL, 0, 0, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "denormalizer_spec: found a precompiled_charsmap"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "xy", 0, SP_USER, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "pieces: found piece 270 user-defined"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "xy", 0, SP_UNUSED, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "pieces: found piece 270 unused"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "xy", 0, 7, "", 0}, TL_ERR_FORMAT, "type 7 of piece 270"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "xy", 0, SP_BYTE, "", 0},
+         TL_ERR_FORMAT,
+         "type 6 of piece 270"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "<0xab>", 0, SP_NORMAL, "", 0},
+         TL_ERR_FORMAT,
+         "type 1 of piece 270"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "\xE2\x96\x81", 0, SP_CONTROL, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "control piece with U+2581"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "ax", 0, SP_NORMAL, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "pieces: found token 270 \"ax\", supported: UTF-8 of characters that are tokens"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "a\xFF", 0, SP_NORMAL, "", 0},
+         TL_ERR_UNSUPPORTED,
+         "pieces: found token 270"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "aa", 0, SP_NORMAL, "", 0},
+         TL_ERR_FORMAT,
+         "pieces: found \"aa\" as 262 and 270"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "", 0, SP_NORMAL, "", 0},
+         TL_ERR_FORMAT,
+         "found a piece without text"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, "aaaa", 1e38f * 1e38f - 1e38f * 1e38f, SP_NORMAL, "", 0},
+         TL_ERR_FORMAT,
+         "found score NaN of token 270"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x32\x00", 2},
+         TL_ERR_UNSUPPORTED,
+         "model: unknown field 6"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x22\x02xx", 4}, TL_OK, ""},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x12\x00", 2},
+         TL_ERR_FORMAT,
+         "found a second trainer_spec"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x10\x00", 2},
+         TL_ERR_FORMAT,
+         "trainer_spec, field 2: found a value of kind 0, allowed: 2"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x02\x00", 2}, TL_ERR_FORMAT, "found field 0"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x0B", 1},
+         TL_ERR_FORMAT,
+         "found a value of unknown kind"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x0A\x7F", 2},
+         TL_ERR_FORMAT,
+         "longer than what is around it"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x0A", 1},
+         TL_ERR_FORMAT,
+         "found the end within a number"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x0A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x02",
+          11},
+         TL_ERR_FORMAT,
+         "found a number of more than 64 bits"},
+        {{2, 1, 0, 0, 0, 0, NULL, NULL, NULL, 0, 0, "\x0A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01",
+          11},
+         TL_ERR_FORMAT,
+         "longer than what is around it"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        proto p;
+        owned o;
+        tl_error err;
+        proto_small(&p, &cases[i].r);
+        CHECK_INT(proto_convert(p.bytes, p.n, &o, &err), cases[i].status);
+        CHECK_CONTAINS(err.message, cases[i].message);
+        CHECK((o.section != NULL) == (cases[i].status == TL_OK));
+        owned_free(&o);
+        CHECK_INT(live_blocks, 0);
+    }
+}
+
+TEST(sentencepiece_files)
+{
+    proto p, q;
+    owned o;
+    tl_error err;
+    int accepted = 0;
+    proto_small(&p, &sp_plain);
+    CHECK_INT(proto_convert(p.bytes, p.n, &o, &err), TL_OK);
+    REQUIRE(o.section != NULL && owned_open(&o));
+    IDS(&o.t, "the", 0, 261);
+    IDS(&o.t, " ", 0, 264, 264);
+    IDS(&o.t, "aaaa", 0, 264, 263, 268); /* of equal scores the leftmost pair first */
+    IDS(&o.t, "aaa\xC3\xA9\xE2\x82\xAC\xFF", 0, 264, 263, 269, 3 + 0xE2, 3 + 0x82, 3 + 0xAC,
+        3 + 0xFF);
+    IDS(&o.t, "<s>a", MAMBA_PARSE_SPECIAL, 1, 268);
+    owned_free(&o);
+    for (size_t n = 0; n < p.n; n++) { /* cut anywhere */
+        CHECK(proto_convert(p.bytes, n, &o, &err) != TL_OK);
+        CHECK(o.section == NULL && strncmp(err.message, "small.model: ", 13) == 0);
+    }
+    for (size_t i = 0; i < 8 * p.n; i += i < 8 * p.n - 1200 && i > 400 ? 7 : 1) { /* bits */
+        q = p;
+        q.bytes[i / 8] ^= (unsigned char)(1u << i % 8);
+        if (proto_convert(q.bytes, q.n, &o, &err) == TL_OK && owned_open(&o)) {
+            accepted++;
+        }
+        owned_free(&o);
+    }
+    printf("sentencepiece_files: %d of the damaged models were valid\n", accepted);
+    for (long k = 0;; k++) { /* each allocation fails once */
+        tl_status status;
+        fail_at = k;
+        status = proto_convert(p.bytes, p.n, &o, &err);
+        if (fail_at >= 0) {
+            fail_at = -1;
+            CHECK_INT(status, TL_OK);
+            owned_free(&o);
+            CHECK(k >= 10);
+            break;
+        }
+        CHECK_INT(status, TL_ERR_MEMORY);
+        CHECK_INT(live_blocks, 0);
+    }
+    CHECK_INT(live_blocks, 0);
+}
+
 /* ---- memory that runs out ---- */
 
 TEST(every_allocation_fails_once)
@@ -1782,5 +2102,8 @@ TEST_MAIN("text")
     RUN(a_token_of_64_kib);
     RUN(hostile_sections);
     RUN(hostile_sections_by_name);
+    RUN(sentencepiece_cases);
+    RUN(sentencepiece_options);
+    RUN(sentencepiece_files);
     RUN(every_allocation_fails_once);
 }

@@ -307,7 +307,7 @@ TL_FN tl_status voc_gguf_build(voc_gguf *v, voc_ids ids, unsigned char **section
     r->tokens = (voc_token *)tl_calloc(v->tokens->count, sizeof *r->tokens, r->err);
     r->sorted = (uint64_t *)tl_malloc(v->tokens->count, sizeof *r->sorted, r->err);
     r->added = (uint32_t *)tl_malloc(v->tokens->count, 2 * sizeof *r->added, r->err);
-    r->merges = (uint32_t(*)[3])tl_malloc(v->merges->count, sizeof *r->merges, r->err);
+    r->merges = (uint32_t(*)[4])tl_malloc(v->merges->count, sizeof *r->merges, r->err);
     if (r->err->status != TL_OK) {
         return r->err->status;
     }

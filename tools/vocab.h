@@ -52,7 +52,7 @@ typedef struct {
     size_t n_chars;
     uint32_t *added; /* (n_added, 2) id, flags */
     size_t n_added, n_added_raw;
-    uint32_t (*merges)[3]; /* left, right, merged */
+    uint32_t (*merges)[4]; /* left, right, merged, rank */
     size_t n_merges;
     const char *tokens_field, *merges_field; /* where they were, for messages */
     uint32_t kind, flags, split;
@@ -603,6 +603,12 @@ TL_FN int voc_order(const void *context, uint32_t a, uint32_t b)
     return tl_compare(r->tokens[a].ptr, r->tokens[a].len, r->tokens[b].ptr, r->tokens[b].len);
 }
 
+TL_FN int voc_number_order(const void *context, uint32_t a, uint32_t b)
+{
+    (void)context;
+    return a < b ? -1 : a > b;
+}
+
 /* Index in tokens of a string of the model's vocabulary; n_tokens if there is none. */
 TL_FN size_t voc_find(const voc_reader *r, const char *ptr, size_t len)
 {
@@ -742,6 +748,30 @@ TL_FN tl_status voc_added(voc_reader *r, json_id list, uint64_t limit)
     return TL_OK;
 }
 
+/* Sorts tokens that came as a list; two of the same text would make the ids of that text a matter of
+ * chance. */
+TL_FN tl_status voc_sort_tokens(voc_reader *r)
+{
+    uint64_t *spare = (uint64_t *)tl_malloc(r->n_tokens, sizeof *spare, r->err);
+    if (spare == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    tl_sort(r->sorted, spare, r->n_tokens, voc_order, r);
+    tl_free(spare);
+    for (size_t i = 1; i < r->n_tokens; i++) {
+        const voc_token *t = &r->tokens[(uint32_t)r->sorted[i]],
+                        *u = &r->tokens[(uint32_t)r->sorted[i - 1]];
+        if (tl_key_order(r->sorted[i - 1], r->sorted[i], voc_order, r) == 0) {
+            tl_quoted q;
+            return tl_fail(r->err, TL_ERR_FORMAT,
+                           "%s: %s: found \"%s\" as %lu and %lu, allowed: each text once", r->name,
+                           r->tokens_field, tl_quote(&q, t->ptr, t->len), (unsigned long)u->id,
+                           (unsigned long)t->id);
+        }
+    }
+    return TL_OK;
+}
+
 /* One token per id. */
 TL_FN tl_status voc_index(voc_reader *r)
 {
@@ -826,6 +856,7 @@ TL_FN tl_status voc_merge(voc_reader *r, json_text half[3], voc_joined *joined)
         }
         r->merges[r->n_merges][k] = r->tokens[found].id;
     }
+    r->merges[r->n_merges][3] = (uint32_t)r->n_merges;
     r->n_merges++;
     return TL_OK;
 }
@@ -854,6 +885,114 @@ TL_FN tl_status voc_merges(voc_reader *r, json_id list)
     return status;
 }
 
+/* ---- merges of vocabularies with scores ----
+ *
+ * Two neighbours merge if their text together is a token, the one of the highest score first, and of
+ * several the leftmost: so ranks are scores in falling order, equal ones the same rank. */
+
+#define VOC_MAX_SCORED 256u /* bytes of a token with parts: bounds the work of looking for them */
+
+/* A token that text can become: not an added one, not one for a byte. */
+TL_FN int voc_is_normal(const voc_reader *r, size_t index)
+{
+    return index < r->n_tokens && r->tokens[index].added == 0
+           && voc_byte_token(r->tokens[index].ptr, r->tokens[index].len) < 0;
+}
+
+/* Every character of a token must be a token: merging starts from them. */
+TL_FN tl_status voc_scored_characters(voc_reader *r, const voc_token *t)
+{
+    const unsigned char *p = (const unsigned char *)t->ptr, *end = p + t->len;
+    tl_quoted q;
+    while (p < end) {
+        uint32_t cp;
+        size_t n = (size_t)mbi_utf8_get(p, end, &cp);
+        if (cp == MBI_UC_BAD || !voc_is_normal(r, voc_find(r, (const char *)p, n))) {
+            return tl_fail(
+                r->err, TL_ERR_UNSUPPORTED,
+                "%s: %s: found token %lu \"%s\", supported: UTF-8 of characters that are "
+                "tokens themselves",
+                r->name, r->tokens_field, (unsigned long)t->id, tl_quote(&q, t->ptr, t->len));
+        }
+        p += n;
+    }
+    return TL_OK;
+}
+
+/* All pairs that merge into token i. */
+TL_FN tl_status voc_scored_pairs(voc_reader *r, size_t i, uint32_t rank, size_t *capacity)
+{
+    const voc_token *t = &r->tokens[i];
+    for (size_t at = 1; at < t->len; at++) {
+        size_t left, right;
+        void *merges = r->merges;
+        if (((unsigned char)t->ptr[at] & 0xC0) == 0x80) {
+            continue;
+        }
+        left = voc_find(r, t->ptr, at);
+        right = voc_is_normal(r, left) ? voc_find(r, t->ptr + at, t->len - at) : r->n_tokens;
+        if (!voc_is_normal(r, right)) {
+            continue;
+        }
+        if (!tl_grow(&merges, capacity, r->n_merges, sizeof *r->merges, r->err)) {
+            return TL_ERR_MEMORY;
+        }
+        r->merges = (uint32_t(*)[4])merges;
+        r->merges[r->n_merges][0] = r->tokens[left].id;
+        r->merges[r->n_merges][1] = r->tokens[right].id;
+        r->merges[r->n_merges][2] = t->id;
+        r->merges[r->n_merges++][3] = rank;
+    }
+    return TL_OK;
+}
+
+/* A key that rises while scores fall. */
+TL_FN uint32_t voc_score_key(float score)
+{
+    uint32_t bits;
+    score = score == 0 ? 0 : score; /* no -0 */
+    memcpy(&bits, &score, 4);
+    return (bits & 0x80000000u) != 0 ? bits : 0x7FFFFFFFu - bits;
+}
+
+/* The merges of all tokens; scores by index in tokens, which are sorted for voc_find. */
+TL_FN tl_status voc_scored_merges(voc_reader *r, const float *scores)
+{
+    size_t capacity = 0;
+    uint32_t rank = 0;
+    tl_status status = TL_OK;
+    uint64_t *keys = (uint64_t *)tl_malloc(r->n_model, 2 * sizeof *keys, r->err);
+    if (keys == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    for (size_t i = 0; i < r->n_model && status == TL_OK; i++) {
+        keys[i] = (uint64_t)voc_score_key(scores[i]) << 32 | i;
+        if (scores[i] != scores[i]) {
+            status = tl_fail(r->err, TL_ERR_FORMAT,
+                             "%s: %s: found score NaN of token %lu, allowed: a number", r->name,
+                             r->tokens_field, (unsigned long)r->tokens[i].id);
+        } else if (voc_is_normal(r, i) && r->tokens[i].len > VOC_MAX_SCORED) {
+            status = tl_fail(r->err, TL_ERR_UNSUPPORTED,
+                             "%s: %s: found token %lu of %lu bytes, supported: at most %u", r->name,
+                             r->tokens_field, (unsigned long)r->tokens[i].id,
+                             (unsigned long)r->tokens[i].len, VOC_MAX_SCORED);
+        } else if (voc_is_normal(r, i)) {
+            status = voc_scored_characters(r, &r->tokens[i]);
+        }
+    }
+    if (status == TL_OK) {
+        tl_sort(keys, keys + r->n_model, r->n_model, voc_number_order, NULL);
+    }
+    for (size_t k = 0; k < r->n_model && status == TL_OK; k++) {
+        rank += k != 0 && keys[k] >> 32 != keys[k - 1] >> 32;
+        if (voc_is_normal(r, (uint32_t)keys[k])) {
+            status = voc_scored_pairs(r, (uint32_t)keys[k], rank, &capacity);
+        }
+    }
+    tl_free(keys);
+    return status;
+}
+
 TL_FN void voc_put32(unsigned char *p, uint32_t v)
 {
     p[0] = (unsigned char)v;
@@ -868,8 +1007,8 @@ TL_FN int voc_hash(const voc_reader *r, unsigned char *slots, uint32_t n_slots, 
 {
     *n_taken = 0;
     memset(slots, 0xff, (size_t)16 * n_slots);
-    for (size_t rank = 0; rank < r->n_merges; rank++) {
-        const uint32_t *m = r->merges[rank];
+    for (size_t i = 0; i < r->n_merges; i++) {
+        const uint32_t *m = r->merges[i];
         uint32_t at = mbi_tok_home(m[0], m[1], n_slots);
         uint32_t probes = 0;
         while (tl_le32(slots + (size_t)16 * at) != MBI_TOK_NONE
@@ -883,7 +1022,7 @@ TL_FN int voc_hash(const voc_reader *r, unsigned char *slots, uint32_t n_slots, 
         *n_taken += tl_le32(slots + (size_t)16 * at) == MBI_TOK_NONE;
         voc_put32(slots + (size_t)16 * at, m[0]);
         voc_put32(slots + (size_t)16 * at + 4, m[1]);
-        voc_put32(slots + (size_t)16 * at + 8, (uint32_t)rank);
+        voc_put32(slots + (size_t)16 * at + 8, m[3]);
         voc_put32(slots + (size_t)16 * at + 12, m[2]);
     }
     return 1;
@@ -1056,12 +1195,6 @@ TL_FN uint32_t voc_char(const voc_token *t)
     return cp == 0x2581 ? ' ' : cp;
 }
 
-TL_FN int voc_char_order(const void *context, uint32_t a, uint32_t b)
-{
-    (void)context;
-    return a < b ? -1 : a > b;
-}
-
 /* All characters that are tokens, by code point. */
 TL_FN tl_status voc_chars(voc_reader *r)
 {
@@ -1077,7 +1210,7 @@ TL_FN tl_status voc_chars(voc_reader *r)
             r->chars[r->n_chars++] = (uint64_t)cp << 32 | r->tokens[i].id;
         }
     }
-    tl_sort(r->chars, spare, r->n_chars, voc_char_order, NULL);
+    tl_sort(r->chars, spare, r->n_chars, voc_number_order, NULL);
     tl_free(spare);
     if (voc_find(r, "\xE2\x96\x81", 3) == r->n_tokens) {
         return tl_fail(r->err, TL_ERR_UNSUPPORTED,
@@ -1194,7 +1327,7 @@ TL_FN tl_status voc_build(voc_reader *r, voc_ids ids, unsigned char **section, s
     r->tokens = (voc_token *)tl_calloc(n, sizeof *r->tokens, r->err);
     r->sorted = (uint64_t *)tl_malloc(n, sizeof *r->sorted, r->err);
     r->added = (uint32_t *)tl_malloc(json_count(r->doc, added), 2 * sizeof *r->added, r->err);
-    r->merges = (uint32_t(*)[3])tl_malloc(json_count(r->doc, merges), sizeof *r->merges, r->err);
+    r->merges = (uint32_t(*)[4])tl_malloc(json_count(r->doc, merges), sizeof *r->merges, r->err);
     if (r->tokens == NULL || r->sorted == NULL || r->added == NULL || r->merges == NULL) {
         return TL_ERR_MEMORY;
     }
