@@ -6,8 +6,9 @@
  *  tokenizer.json, "mistral" with byte fallback and the stages of Mistral's, "llama" with Llama's in
  *  their place. Their cases were made by the npm package tokenizers 0.23.2 (encode without special
  *  tokens, decode with them); those of "sentencepiece", the same vocabulary as a model whose scores
- *  are often equal, by the original in the npm package sentencepiece-js 1.1.0. The cases of GPT-NeoX need its tokenizer.json, which is not part of
- *  this repository: folder MAMBA_SHARED, default ../shared.
+ *  are often equal, by the original in the npm package sentencepiece-js 1.1.0. The cases of GPT-NeoX
+ *  need its tokenizer.json, which is not part of this repository: folder MAMBA_SHARED, default
+ *  ../shared.
  */
 static void *text_malloc(unsigned long bytes);
 static void *text_realloc(void *p, unsigned long bytes);

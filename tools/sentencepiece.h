@@ -4,11 +4,11 @@
  *      status = voc_read_sentencepiece("tokenizer.model", &section, &bytes, &err);
  *
  *  Read are models of type BPE with byte fallback that keep text as it is: no character map, no
- *  removal of spaces, U+2581 for spaces. Others (Unigram is the common one) are refused by name, and so
- *  are pieces that are user-defined or unused, and fields that this reader does not know, except in
- *  the part that tells how the model was trained. Control pieces and the unknown one become special
- *  tokens, found in text only on request. Bytes that are no UTF-8 fall back to their pieces too; the
- *  original replaces them by U+FFFD first.
+ *  removal of spaces, U+2581 for spaces. Others (Unigram is the common one) are refused by name, and
+ *  so are pieces that are user-defined or unused, and fields that this reader does not know, except
+ *  in the part that tells how the model was trained. Control pieces and the unknown one become
+ *  special tokens, found in text only on request. Bytes that are no UTF-8 fall back to their pieces
+ *  too; the original replaces them by U+FFFD first. bos, eos and pad are those of the model itself.
  *
  *  The file is a protocol buffer: fields of (number << 3 | kind of value), then the value.
  */
@@ -352,7 +352,7 @@ TL_FN tl_status sp_build(sp_model *s, unsigned char **section, size_t *bytes)
     return voc_finish(r, s->ids, section, bytes);
 }
 
-/* The section of a SentencePiece model of n bytes; ids are those of the model itself. */
+/* The section of a SentencePiece model of n bytes; `name` is for messages. */
 TL_FN tl_status voc_convert_sentencepiece(const unsigned char *model, size_t n, const char *name,
                                           unsigned char **section, size_t *bytes, tl_error *err)
 {
