@@ -563,8 +563,10 @@ MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
  * Any bytes are allowed.  Decoding the ids gives back the very bytes, except that a tokenizer with
  * NFC turns valid UTF-8 into its NFC form (text that is not valid UTF-8 is never normalized), that
  * one of SentencePiece's kind reads U+2581 as a space (neither with MAMBA_NO_NORMALIZE), and that
- * one may put a space in front or strip spaces around its added tokens if its file says so.  Time O(n log n), memory 32 bytes per byte of the longest word, and
- * a copy of text that normalization changes, from the model's memory hook, freed before return.
+ * one may put a space in front or strip spaces around its added tokens if its file says so.
+ * Time O(n log n), memory 32 bytes per byte of the longest word (for SentencePiece's kind the whole
+ * text is one word), and a copy of text that normalization changes, from the model's memory hook,
+ * freed before return.
  * Errors: ARG, RANGE, MEMORY, UNSUPPORTED (the vocabulary lacks a byte of the text).
  * Threads: any. */
 MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, size_t n_text,
@@ -572,7 +574,8 @@ MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, 
                                     mamba_error *err);
 /* The bytes of ids, special tokens included; not NUL-terminated, maybe not whole characters.
  * Tokenizers of SentencePiece's kind put a space in front of a text, and here take one away: ids
- * that continue a text go through mamba_stream_decode, which never does.  *n_out bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for
+ * that continue a text go through mamba_stream_decode, which never does.
+ * *n_out bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for
  * an id that the tokenizer lacks), RANGE.  Threads: any. */
 MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids,
                                     char *out, size_t cap, size_t *n_out, mamba_error *err);
@@ -3679,8 +3682,8 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
  *             row are taken.  Lower ranks merge first
  *   offsets   n_ids + 1 offsets into the heap, rising from 0 to heap_bytes: the bytes of each id
  *   byte_ids  256: the id that stands for each single byte, 0xFFFFFFFF = none
- *   chars     n_chars x (code point, id) in rising order: with kind 3 the characters that are tokens;
- *             others start as their bytes.  U+2581 is read as a space
+ *   chars     n_chars x (code point, id) in rising order: with kind 3 the characters that are
+ *             tokens; others start as their bytes.  U+2581 is read as a space
  *   added     n_added x (id, flags): 1 special, 2 searched in the normalized text, 4 strips white
  *             space on its left, 8 on its right.  The n_added_raw without flag 2 first; each of the
  *             two groups in rising order of the tokens' bytes (1 to 1024)
@@ -7082,8 +7085,8 @@ static mamba_status mbi_run_selftest(const mamba_model *m, mamba_error *err) {
  *   mbi_uc_classes    where the class changes: code point << 3 | class, rising. Class bits 0-1:
  *                     other, letter (L*), number (N*), white space; bit 2 (MBI_UC_NFC): combining
  *                     class not 0, or cannot stand in NFC text wherever it likes
- *   mbi_uc_punctuation  where punctuation (P*) and anything else begins, in turns, from 0 on: ASCII's
- *                     as in C, beyond it as of Unicode 8, which published tokenizers keep to
+ *   mbi_uc_punctuation  where punctuation (P*) and anything else begins, in turns, from 0 on:
+ *                     ASCII's as in C, beyond it as of Unicode 8, which published tokenizers keep to
  *   mbi_uc_combining  where the canonical combining class changes: code point << 8 | class
  *   mbi_uc_cjk1/2     canonical singletons of U+F900..FAFF and U+2F800..2FA1F, 0 = none
  *   mbi_uc_pairs      all other canonical mappings, one step: cp << 42 | first << 21 | second,
