@@ -554,7 +554,7 @@ typedef struct mamba_tokenizer mamba_tokenizer; /* part of a model; immutable */
 MAMBA_API const mamba_tokenizer *mamba_model_tokenizer(const mamba_model *model);
 
 #define MAMBA_PARSE_SPECIAL 1u /* "<|endoftext|>" in the text becomes its token; else it is text */
-#define MAMBA_NO_NORMALIZE 2u  /* keep the bytes even where the tokenizer asks for NFC */
+#define MAMBA_NO_NORMALIZE 2u  /* keep the bytes: no NFC, U+2581 is not a space */
 
 /* Ids of the tokenizer; every id is below this.  (A model may have more rows: padding.) */
 MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
@@ -563,16 +563,20 @@ MAMBA_API int32_t mamba_token_count(const mamba_tokenizer *t);
  * cap of them are written.  ids NULL: only count.  RANGE when cap is too small, with *n_ids = the
  * room needed: never more than n_text, with NFC or a space in front never more than 4 * n_text.
  * Any bytes are allowed.  Decoding the ids gives back the very bytes, except that a tokenizer with
- * NFC turns valid UTF-8 into its NFC form (unless MAMBA_NO_NORMALIZE; text that is not valid UTF-8
- * is never normalized), and that one may put a space in front or strip spaces around its added
- * tokens if its file says so.  Time O(n log n), memory 32 bytes per byte of the longest word, and
- * a copy of text that normalization changes, from the model's memory hook, freed before return.
+ * NFC turns valid UTF-8 into its NFC form (text that is not valid UTF-8 is never normalized), that
+ * one of SentencePiece's kind reads U+2581 as a space (neither with MAMBA_NO_NORMALIZE), and that
+ * one may put a space in front or strip spaces around its added tokens if its file says so.
+ * Time O(n log n), memory 32 bytes per byte of the longest word (for SentencePiece's kind the whole
+ * text is one word), and a copy of text that normalization changes, from the model's memory hook,
+ * freed before return.
  * Errors: ARG, RANGE, MEMORY, UNSUPPORTED (the vocabulary lacks a byte of the text).
  * Threads: any. */
 MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, size_t n_text,
                                     unsigned flags, int32_t *ids, size_t cap, size_t *n_ids,
                                     mamba_error *err);
 /* The bytes of ids, special tokens included; not NUL-terminated, maybe not whole characters.
+ * Tokenizers of SentencePiece's kind put a space in front of a text, and here take one away: ids
+ * that continue a text go through mamba_stream_decode, which never does.
  * *n_out bytes are needed and, on success, written; out NULL: only count.  Errors: ARG (also for
  * an id that the tokenizer lacks), RANGE.  Threads: any. */
 MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids, size_t n_ids,
@@ -4141,15 +4145,19 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
  * @@vocabulary   The tokenizer section: layout and checks                             (private)
  * ---------------------------------------------------------------------------------------------- */
 /* The tokenizer section.  Little-endian u32 unless said otherwise; used in place.
- *    0  magic "MBTK"                   4  version = 1
+ *    0  magic "MBTK"                   4  version: 1, or 2 where a value marked (2) is used
  *    8  bytes: size of the section    12  kind: 1 bytes (no merges), 2 byte pair encoding
- *   16  flags: 1 text is normalized to NFC, 2 a space is put in front of text that lacks one
- *   20  split: 0 none, 1 the pattern of GPT-2
+ *                                      from bytes on, 3 from characters on (2)
+ *   16  flags: 1 text is normalized to NFC, 2 a space is put in front of text that lacks one,
+ *       4 also of text that has one (2), 8 but not behind an added token (2), 16 decoding takes
+ *       one space away in front (2)
+ *   20  split: 0 none, 1 the pattern of GPT-2, 2 that of Falcon (2)
  *   24  n_ids, 1..2^24               28  n_added
  *   32  n_added_raw <= n_added       36  n_slots: 0 or a power of two <= 2^26
  *   40  n_merges <= n_slots / 2      44  heap_bytes
  *   48  length of the longest token  52  bos id, 56 eos id, 60 pad id (0xFFFFFFFF = none)
- * From 64 on, without gaps, to the end of the section:
+ *   64  n_chars <= n_ids (2)         68  12 bytes reserved, 0 (2)
+ * From 64, in version 2 from 80 on, without gaps, to the end of the section:
  *   merges    n_slots x (left id, right id, rank, merged id); left = 0xFFFFFFFF: free.  A hash
  *             table: a pair is searched from slot
  *             ((left << 32 | right) * 0x9E3779B97F4A7C15 mod 2^64) >> 32 mod n_slots
@@ -4157,6 +4165,8 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
  *             row are taken.  Lower ranks merge first
  *   offsets   n_ids + 1 offsets into the heap, rising from 0 to heap_bytes: the bytes of each id
  *   byte_ids  256: the id that stands for each single byte, 0xFFFFFFFF = none
+ *   chars     n_chars x (code point, id) in rising order: with kind 3 the characters that are
+ *             tokens; others start as their bytes.  U+2581 is read as a space
  *   added     n_added x (id, flags): 1 special, 2 searched in the normalized text, 4 strips white
  *             space on its left, 8 on its right.  The n_added_raw without flag 2 first; each of the
  *             two groups in rising order of the tokens' bytes (1 to 1024)
@@ -4169,17 +4179,21 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
 #endif
 
 #define MBI_TOK_MAGIC 0x4B54424Du       /* "MBTK" */
-#define MBI_TOK_VERSION 1u
+#define MBI_TOK_VERSION 2u              /* the newest; older ones are read too */
 #define MBI_TOK_HEADER 64u
+#define MBI_TOK_HEADER_2 80u
 #define MBI_TOK_NONE 0xFFFFFFFFu
 #define MBI_TOK_MAX_IDS (1u << 24)
 #define MBI_TOK_MAX_SLOTS (1u << 26)
 #define MBI_TOK_MAX_ADDED_BYTES 1024u   /* bounds the work per byte of their search */
 #define MBI_TOK_MAX_CLUSTER 256u        /* bounds the probes of one look-up */
 
-enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2 };                                        /* kind */
-enum { MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2 };                                 /* flags */
-enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1 };                            /* split */
+enum { MBI_TOK_BYTES = 1, MBI_TOK_BPE = 2, MBI_TOK_CHARS = 3 };                     /* kind */
+enum {                                                                              /* flags */
+    MBI_TOK_NFC = 1, MBI_TOK_PREFIX_SPACE = 2, MBI_TOK_PREFIX_ALWAYS = 4, MBI_TOK_PREFIX_FIRST = 8,
+    MBI_TOK_STRIP_SPACE = 16
+};
+enum { MBI_TOK_SPLIT_NONE = 0, MBI_TOK_SPLIT_GPT2 = 1, MBI_TOK_SPLIT_FALCON = 2 };  /* split */
 enum { MBI_TOK_EXISTS = 1, MBI_TOK_ADDED = 2, MBI_TOK_SPECIAL = 4 };                /* id flags */
 enum {
     MBI_ADDED_SPECIAL = 1, MBI_ADDED_NORMALIZED = 2, MBI_ADDED_LSTRIP = 4, MBI_ADDED_RSTRIP = 8
@@ -4190,9 +4204,11 @@ struct mamba_tokenizer {
     const unsigned char *slots;         /* (n_slots, 4) u32: left, right, rank, merged */
     const unsigned char *offsets;       /* (n_ids + 1) u32 into heap */
     const unsigned char *byte_ids;      /* (256) u32 */
+    const unsigned char *chars;         /* (n_chars, 2) u32: code point, id */
     const unsigned char *added;         /* (n_added, 2) u32: id, flags */
     const unsigned char *id_flags;      /* (n_ids) u8 */
     const unsigned char *heap;
+    uint32_t header_bytes;
     uint32_t kind;
     uint32_t flags;
     uint32_t split;
@@ -4201,6 +4217,7 @@ struct mamba_tokenizer {
     uint32_t n_added_raw;               /* the first ones: searched before normalization */
     uint32_t n_slots;
     uint32_t n_merges;
+    uint32_t n_chars;
     uint32_t heap_bytes;
     uint32_t max_token_bytes;
     uint32_t special[3];                /* bos, eos, pad or MBI_TOK_NONE */
@@ -4255,8 +4272,7 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
         "tokenizer.n_added_raw", "tokenizer.n_slots", "tokenizer.n_merges", "tokenizer.heap_bytes",
         "tokenizer.max_token_bytes"};
     uint32_t v[13];
-    uint64_t low[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0,
-        0};
+    uint64_t low[13] = {MBI_TOK_MAGIC, 1, 0, MBI_TOK_BYTES, 0, 0, 1, 0, 0, 0, 0, 0, 0};
     uint64_t high[13] = {MBI_TOK_MAGIC, MBI_TOK_VERSION, 0, MBI_TOK_BPE,
         MBI_TOK_NFC | MBI_TOK_PREFIX_SPACE, MBI_TOK_SPLIT_GPT2, MBI_TOK_MAX_IDS, 0, 0,
         MBI_TOK_MAX_SLOTS, 0, 0, 0};
@@ -4267,6 +4283,11 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
     }
     for (i = 0; i < 13; i++) {
         v[i] = mbi_load_u32(t->base + 4 * i);
+    }
+    if (v[1] > 1) {
+        high[3] = MBI_TOK_CHARS;
+        high[4] = 31;
+        high[5] = MBI_TOK_SPLIT_FALCON;
     }
     low[2] = high[2] = bytes;
     high[7] = v[6];
@@ -4284,6 +4305,25 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
         return mbi_tok_bad(t, t->base + 36, names[9], v[9], 0, MBI_TOK_MAX_SLOTS,
                            "not a power of two, or not 0 for bytes", err);
     }
+    t->header_bytes = v[1] > 1 ? MBI_TOK_HEADER_2 : MBI_TOK_HEADER;
+    if (bytes < t->header_bytes) {
+        return mbi_tok_bad(t, t->base, "tokenizer", bytes, t->header_bytes, UINT32_MAX,
+                           "section shorter than its header", err);
+    }
+    if (v[1] > 1) {
+        t->n_chars = mbi_load_u32(t->base + 64);
+        if (t->n_chars > (v[3] == MBI_TOK_CHARS ? v[6] : 0)) {
+            return mbi_tok_bad(t, t->base + 64, "tokenizer.n_chars", t->n_chars, 0,
+                               v[3] == MBI_TOK_CHARS ? v[6] : 0, "out of range", err);
+        }
+    }
+    for (i = MBI_TOK_HEADER + 4; i < t->header_bytes; i += 4) {
+        uint32_t reserved = mbi_load_u32(t->base + i);
+        if (reserved != 0) {
+            return mbi_tok_bad(t, t->base + i, "tokenizer.reserved", reserved, 0, 0, "not zero",
+                               err);
+        }
+    }
     t->kind = v[3];
     t->flags = v[4];
     t->split = v[5];
@@ -4300,20 +4340,22 @@ static mamba_status mbi_tok_header(mamba_tokenizer *t, uint64_t bytes, mamba_err
 /* Cuts the section into its arrays, which fill it exactly. */
 static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_error *err) {
     static const char *const names[] = {"tokenizer.merges", "tokenizer.offsets",
-        "tokenizer.byte_ids", "tokenizer.added", "tokenizer.id_flags", "tokenizer.heap"};
-    const unsigned char *part[6];
-    uint64_t size[6];
-    uint64_t at = MBI_TOK_HEADER;
+        "tokenizer.byte_ids", "tokenizer.chars", "tokenizer.added", "tokenizer.id_flags",
+        "tokenizer.heap"};
+    const unsigned char *part[7];
+    uint64_t size[7];
+    uint64_t at = t->header_bytes;
     size_t i;
     size[0] = (uint64_t)16 * t->n_slots;      /* the header's limits keep all of these below 2^31 */
     size[1] = (uint64_t)4 * (t->n_ids + 1);
     size[2] = 4 * 256;
-    size[3] = (uint64_t)8 * t->n_added;
-    size[4] = t->n_ids;
-    size[5] = t->heap_bytes;
-    for (i = 0; i < 6; i++) {
-        if (size[i] > bytes - at || (i == 5 && size[i] != bytes - at)) {
-            return mbi_tok_bad(t, t->base + at, names[i], size[i], i < 5 ? 0 : bytes - at,
+    size[3] = (uint64_t)8 * t->n_chars;
+    size[4] = (uint64_t)8 * t->n_added;
+    size[5] = t->n_ids;
+    size[6] = t->heap_bytes;
+    for (i = 0; i < 7; i++) {
+        if (size[i] > bytes - at || (i == 6 && size[i] != bytes - at)) {
+            return mbi_tok_bad(t, t->base + at, names[i], size[i], i < 6 ? 0 : bytes - at,
                                bytes - at, "does not fit into the section", err);
         }
         part[i] = t->base + at;
@@ -4322,9 +4364,10 @@ static mamba_status mbi_tok_layout(mamba_tokenizer *t, uint64_t bytes, mamba_err
     t->slots = part[0];
     t->offsets = part[1];
     t->byte_ids = part[2];
-    t->added = part[3];
-    t->id_flags = part[4];
-    t->heap = part[5];
+    t->chars = part[3];
+    t->added = part[4];
+    t->id_flags = part[5];
+    t->heap = part[6];
     return MAMBA_OK;
 }
 
@@ -4380,6 +4423,53 @@ static mamba_status mbi_tok_check_ids(const mamba_tokenizer *t, mamba_error *err
             && (!mbi_tok_exists(t, id) || *mbi_tok_bytes(t, id, &n) != i || n != 1)) {
             return mbi_tok_bad(t, t->byte_ids + 4 * i, "tokenizer.byte_ids", id, 0, t->n_ids - 1,
                                "not an id of that one byte", err);
+        }
+    }
+    return MAMBA_OK;
+}
+
+/* The id of a character, or MBI_TOK_NONE. */
+static uint32_t mbi_tok_char(const mamba_tokenizer *t, uint32_t cp) {
+    uint32_t lo = 0;
+    uint32_t hi = t->n_chars;
+    while (lo < hi) {
+        uint32_t mid = lo + (hi - lo) / 2;
+        uint32_t at = mbi_load_u32(t->chars + (size_t)8 * mid);
+        MBI_TEXT_WORK(1);
+        if (at == cp) {
+            return mbi_load_u32(t->chars + (size_t)8 * mid + 4);
+        }
+        if (at < cp) {
+            lo = mid + 1;
+        } else {
+            hi = mid;
+        }
+    }
+    return MBI_TOK_NONE;
+}
+
+static int mbi_utf8_put(uint32_t cp, unsigned char *out);   /* @@unicode */
+
+/* Every character is the text of its id. */
+static mamba_status mbi_tok_check_chars(const mamba_tokenizer *t, mamba_error *err) {
+    uint32_t next = 0;
+    uint32_t i;
+    for (i = 0; i < t->n_chars; i++) {
+        const unsigned char *p = t->chars + (size_t)8 * i;
+        uint32_t cp = mbi_load_u32(p);
+        uint32_t id = mbi_load_u32(p + 4);
+        uint32_t n = 0;
+        unsigned char utf8[4];
+        const unsigned char *bytes;
+        if (cp < next || cp > 0x10FFFF) {
+            return mbi_tok_bad(t, p, "tokenizer.chars", cp, next, 0x10FFFF,
+                               "not a code point or not rising", err);
+        }
+        next = cp + 1;
+        bytes = mbi_tok_exists(t, id) ? mbi_tok_bytes(t, id, &n) : NULL;
+        if (bytes == NULL || n != (uint32_t)mbi_utf8_put(cp, utf8) || memcmp(bytes, utf8, n) != 0) {
+            return mbi_tok_bad(t, p + 4, "tokenizer.chars", id, 0, t->n_ids - 1,
+                               "not an id of that character", err);
         }
     }
     return MAMBA_OK;
@@ -4509,6 +4599,9 @@ static mamba_status mbi_tok_open(mamba_tokenizer *t, const void *section, uint64
     }
     if (status == MAMBA_OK) {
         status = mbi_tok_check_ids(t, err);
+    }
+    if (status == MAMBA_OK) {
+        status = mbi_tok_check_chars(t, err);
     }
     if (status == MAMBA_OK) {
         status = mbi_tok_check_added(t, err);
@@ -7475,6 +7568,8 @@ static mamba_status mbi_run_selftest(const mamba_model *m, mamba_error *err) {
  *   mbi_uc_classes    where the class changes: code point << 3 | class, rising. Class bits 0-1:
  *                     other, letter (L*), number (N*), white space; bit 2 (MBI_UC_NFC): combining
  *                     class not 0, or cannot stand in NFC text wherever it likes
+ *   mbi_uc_punctuation  where punctuation (P*) and anything else begins, in turns, from 0 on:
+ *                     ASCII's as in C, beyond it as of Unicode 8, which published tokenizers keep to
  *   mbi_uc_combining  where the canonical combining class changes: code point << 8 | class
  *   mbi_uc_cjk1/2     canonical singletons of U+F900..FAFF and U+2F800..2FA1F, 0 = none
  *   mbi_uc_pairs      all other canonical mappings, one step: cp << 42 | first << 21 | second,
@@ -7649,6 +7744,32 @@ static const uint32_t mbi_uc_classes[] = {
     0xF7550,0xF7559,0xF75E0,0xF8802,0xF8868,0xFDF82,0xFDFD0,0x100001,0x153700,0x153801,0x15B9D0,
     0x15BA01,0x15C0F0,0x15C101,0x167510,0x167581,0x175F08,0x17C005,0x17D0F0,0x180001,0x189A58,
     0x189A81,0x191D80,
+};
+static const uint32_t mbi_uc_punctuation[] = {
+    0,0x21,0x30,0x3A,0x41,0x5B,0x61,0x7B,0x7F,0xA1,0xA2,0xA7,0xA8,0xAB,0xAC,0xB6,0xB8,0xBB,0xBC,
+    0xBF,0xC0,0x37E,0x37F,0x387,0x388,0x55A,0x560,0x589,0x58B,0x5BE,0x5BF,0x5C0,0x5C1,0x5C3,0x5C4,
+    0x5C6,0x5C7,0x5F3,0x5F5,0x609,0x60B,0x60C,0x60E,0x61B,0x61C,0x61E,0x620,0x66A,0x66E,0x6D4,
+    0x6D5,0x700,0x70E,0x7F7,0x7FA,0x830,0x83F,0x85E,0x85F,0x964,0x966,0x970,0x971,0xAF0,0xAF1,
+    0xDF4,0xDF5,0xE4F,0xE50,0xE5A,0xE5C,0xF04,0xF13,0xF14,0xF15,0xF3A,0xF3E,0xF85,0xF86,0xFD0,
+    0xFD5,0xFD9,0xFDB,0x104A,0x1050,0x10FB,0x10FC,0x1360,0x1369,0x1400,0x1401,0x166D,0x166F,0x169B,
+    0x169D,0x16EB,0x16EE,0x1735,0x1737,0x17D4,0x17D7,0x17D8,0x17DB,0x1800,0x180B,0x1944,0x1946,
+    0x1A1E,0x1A20,0x1AA0,0x1AA7,0x1AA8,0x1AAE,0x1B5A,0x1B61,0x1BFC,0x1C00,0x1C3B,0x1C40,0x1C7E,
+    0x1C80,0x1CC0,0x1CC8,0x1CD3,0x1CD4,0x2010,0x2028,0x2030,0x2044,0x2045,0x2052,0x2053,0x205F,
+    0x207D,0x207F,0x208D,0x208F,0x2308,0x230C,0x2329,0x232B,0x2768,0x2776,0x27C5,0x27C7,0x27E6,
+    0x27F0,0x2983,0x2999,0x29D8,0x29DC,0x29FC,0x29FE,0x2CF9,0x2CFD,0x2CFE,0x2D00,0x2D70,0x2D71,
+    0x2E00,0x2E2F,0x2E30,0x2E43,0x3001,0x3004,0x3008,0x3012,0x3014,0x3020,0x3030,0x3031,0x303D,
+    0x303E,0x30A0,0x30A1,0x30FB,0x30FC,0xA4FE,0xA500,0xA60D,0xA610,0xA673,0xA674,0xA67E,0xA67F,
+    0xA6F2,0xA6F8,0xA874,0xA878,0xA8CE,0xA8D0,0xA8F8,0xA8FB,0xA8FC,0xA8FD,0xA92E,0xA930,0xA95F,
+    0xA960,0xA9C1,0xA9CE,0xA9DE,0xA9E0,0xAA5C,0xAA60,0xAADE,0xAAE0,0xAAF0,0xAAF2,0xABEB,0xABEC,
+    0xFD3E,0xFD40,0xFE10,0xFE1A,0xFE30,0xFE53,0xFE54,0xFE62,0xFE63,0xFE64,0xFE68,0xFE69,0xFE6A,
+    0xFE6C,0xFF01,0xFF04,0xFF05,0xFF0B,0xFF0C,0xFF10,0xFF1A,0xFF1C,0xFF1F,0xFF21,0xFF3B,0xFF3E,
+    0xFF3F,0xFF40,0xFF5B,0xFF5C,0xFF5D,0xFF5E,0xFF5F,0xFF66,0x10100,0x10103,0x1039F,0x103A0,
+    0x103D0,0x103D1,0x1056F,0x10570,0x10857,0x10858,0x1091F,0x10920,0x1093F,0x10940,0x10A50,
+    0x10A59,0x10A7F,0x10A80,0x10AF0,0x10AF7,0x10B39,0x10B40,0x10B99,0x10B9D,0x11047,0x1104E,
+    0x110BB,0x110BD,0x110BE,0x110C2,0x11140,0x11144,0x11174,0x11176,0x111C5,0x111CA,0x111CD,
+    0x111CE,0x111DB,0x111DC,0x111DD,0x111E0,0x11238,0x1123E,0x112A9,0x112AA,0x114C6,0x114C7,
+    0x115C1,0x115D8,0x11641,0x11644,0x1173C,0x1173F,0x12470,0x12475,0x16A6E,0x16A70,0x16AF5,
+    0x16AF6,0x16B37,0x16B3C,0x16B44,0x16B45,0x1BC9F,0x1BCA0,0x1DA87,0x1DA8C,
 };
 static const uint32_t mbi_uc_combining[] = {
     0,0x300E6,0x315E8,0x316DC,0x31AE8,0x31BD8,0x31CDC,0x321CA,0x323DC,0x327CA,0x329DC,0x33401,
@@ -8204,6 +8325,11 @@ static unsigned mbi_uc_class_at(mbi_uc_cursor *k, const unsigned char *p, const 
     return mbi_uc_class(k, cp) & MBI_UC_KIND;
 }
 
+static int mbi_uc_is_punctuation(uint32_t cp) {
+    size_t n = MBI_COUNT_OF(mbi_uc_punctuation);
+    return (int)(mbi_uc_search(mbi_uc_punctuation, n, 0, cp) & 1);
+}
+
 static unsigned mbi_uc_ccc(uint32_t cp) {
     if (cp < 0x300) {
         return 0;
@@ -8377,6 +8503,7 @@ typedef struct mbi_encoder {
     int32_t *ids;                       /* NULL: only count */
     size_t cap;
     size_t n;                           /* ids found so far, also beyond cap */
+    const unsigned char *start;         /* of the text, as long as nothing came before it */
     mbi_uc_cursor cursor;
     mbi_block work;                     /* scratch of normalization, then of BPE */
     mbi_block normal;                   /* the normalized copy of a segment */
@@ -8437,16 +8564,47 @@ static void mbi_bpe_look(const mamba_tokenizer *t, uint32_t left, uint32_t right
     *merged = slot != NULL ? mbi_load_u32(slot + 12) : MBI_TOK_NONE;
 }
 
+/* Is this character read as a space? */
+static int mbi_bpe_is_space(const mbi_encoder *e, uint32_t cp) {
+    return cp == 0x2581 && e->t->kind == MBI_TOK_CHARS && (e->parse & MAMBA_NO_NORMALIZE) == 0;
+}
+
+/* The ids that merging starts from: bytes, or characters and the bytes of those that are no tokens.
+ * At most one for each byte. */
+static mamba_status mbi_bpe_start(mbi_encoder *e, const unsigned char *p, size_t n, uint32_t *id,
+                                  size_t *n_ids) {
+    const unsigned char *end = p + n;
+    *n_ids = 0;
+    while (p < end) {
+        const unsigned char *next = p + 1;
+        if (e->t->kind == MBI_TOK_CHARS) {
+            uint32_t cp;
+            uint32_t whole;
+            next = p + mbi_utf8_get(p, end, &cp);
+            whole = mbi_tok_char(e->t, mbi_bpe_is_space(e, cp) ? ' ' : cp);
+            if (whole != MBI_TOK_NONE) {
+                id[(*n_ids)++] = whole;
+                p = next;
+            }
+        }
+        for (; p < next; p++) {
+            id[*n_ids] = mbi_load_u32(e->t->byte_ids + (size_t)4 * *p);
+            if (id[(*n_ids)++] == MBI_TOK_NONE) {
+                return mbi_encode_no_byte(e, *p);
+            }
+        }
+    }
+    return MAMBA_OK;
+}
+
 static mamba_status mbi_bpe_short(mbi_encoder *e, const unsigned char *p, size_t n) {
     uint32_t id[MBI_BPE_SHORT + 1];
     uint32_t rank[MBI_BPE_SHORT + 1];       /* of the pair (i, i + 1) */
     uint32_t merged[MBI_BPE_SHORT + 1];
     size_t i;
-    for (i = 0; i < n; i++) {
-        id[i] = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
-        if (id[i] == MBI_TOK_NONE) {
-            return mbi_encode_no_byte(e, p[i]);
-        }
+    mamba_status status = mbi_bpe_start(e, p, n, id, &n);
+    if (status != MAMBA_OK) {
+        return status;
     }
     for (i = 0; i + 1 < n; i++) {
         mbi_bpe_look(e->t, id[i], id[i + 1], &rank[i], &merged[i]);
@@ -8560,8 +8718,9 @@ static void mbi_bpe_merge(mbi_bpe_list *b, const mamba_tokenizer *t, uint32_t en
 
 static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t n) {
     mbi_bpe_list b;
-    uint32_t end = (uint32_t)n;
+    uint32_t end;
     uint32_t i;
+    size_t n_ids;
     mamba_status status;
     if (n > 0x7FFFFFFFu || n > (size_t)-1 / 64) {
         return mbi_fail_value(e->err, MAMBA_ERR_RANGE, "a word is too long", "text", 0,
@@ -8577,11 +8736,12 @@ static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t 
     b.prev = b.next + n;
     b.rank = b.prev + n;
     b.n_heap = 0;
+    status = mbi_bpe_start(e, p, n, b.id, &n_ids);
+    if (status != MAMBA_OK) {
+        return status;
+    }
+    end = (uint32_t)n_ids;
     for (i = 0; i < end; i++) {
-        b.id[i] = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
-        if (b.id[i] == MBI_TOK_NONE) {
-            return mbi_encode_no_byte(e, p[i]);
-        }
         b.next[i] = i + 1;
         b.prev[i] = i - 1;
     }
@@ -8597,11 +8757,8 @@ static mamba_status mbi_bpe_long(mbi_encoder *e, const unsigned char *p, size_t 
 
 static mamba_status mbi_encode_word(mbi_encoder *e, const unsigned char *p, size_t n) {
     size_t i;
-    if (n <= MBI_BPE_SHORT && e->t->n_slots != 0) {
-        return mbi_bpe_short(e, p, n);
-    }
-    if (e->t->n_slots != 0) {
-        return mbi_bpe_long(e, p, n);
+    if (e->t->n_slots != 0 || e->t->kind == MBI_TOK_CHARS) {
+        return n <= MBI_BPE_SHORT ? mbi_bpe_short(e, p, n) : mbi_bpe_long(e, p, n);
     }
     for (i = 0; i < n; i++) {
         uint32_t id = mbi_load_u32(e->t->byte_ids + (size_t)4 * p[i]);
@@ -8664,10 +8821,78 @@ static const unsigned char *mbi_split_gpt2(mbi_encoder *e, const unsigned char *
     return q == end || last == p ? q : last;
 }
 
+/* The end of the run of punctuation, or of anything else, that starts at p < end. */
+static const unsigned char *mbi_split_punctuation(const unsigned char *p,
+                                                  const unsigned char *end) {
+    uint32_t cp;
+    const unsigned char *q = p + mbi_utf8_get(p, end, &cp);
+    int first = mbi_uc_is_punctuation(cp);
+    while (q < end) {
+        int length = mbi_utf8_get(q, end, &cp);
+        if (mbi_uc_is_punctuation(cp) != first) {
+            break;
+        }
+        q += length;
+    }
+    return q;
+}
+
+/* Does a byte stand for a number in GPT-2's byte alphabet?  Digits, and the bytes that stand there
+ * for superscripts and fractions, whatever characters they are part of. */
+static int mbi_split_is_number(unsigned char b) {
+    return (b >= '0' && b <= '9') || b == 0xB2 || b == 0xB3 || b == 0xB9 || b == 0xBC || b == 0xBD
+        || b == 0xBE;
+}
+
+/* The end of the part of a word that starts at p < end: what is no number, three digits, or what
+ * is between threes of digits in a run of numbers. */
+static const unsigned char *mbi_split_digits(const unsigned char *p, const unsigned char *end) {
+    const unsigned char *q = p;
+    unsigned n_digits = 0;
+    while (q < end && !mbi_split_is_number(*q)) {
+        ++q;
+    }
+    if (q > p) {
+        return q;
+    }
+    while (q < end && mbi_split_is_number(*q)) {
+        n_digits = *q <= '9' ? n_digits + 1 : 0;
+        ++q;
+        if (n_digits == 3) {
+            return q - p > 3 ? q - 3 : q;
+        }
+    }
+    return q;
+}
+
+/* Falcon: runs of punctuation apart from the rest, each of these by GPT-2's pattern, in the words
+ * runs of numbers apart from the rest, and in those each three digits apart. */
+static mamba_status mbi_encode_falcon(mbi_encoder *e, const unsigned char *p, size_t n) {
+    const unsigned char *end = p + n;
+    while (p < end) {
+        const unsigned char *piece = mbi_split_punctuation(p, end);
+        while (p < piece) {
+            const unsigned char *word = mbi_split_gpt2(e, p, piece);
+            while (p < word) {
+                const unsigned char *part = mbi_split_digits(p, word);
+                mamba_status status = mbi_encode_word(e, p, (size_t)(part - p));
+                if (status != MAMBA_OK) {
+                    return status;
+                }
+                p = part;
+            }
+        }
+    }
+    return MAMBA_OK;
+}
+
 static mamba_status mbi_encode_split(mbi_encoder *e, const unsigned char *p, size_t n) {
     const unsigned char *end = p + n;
     if (e->t->split == MBI_TOK_SPLIT_NONE) {
         return mbi_encode_word(e, p, n);
+    }
+    if (e->t->split == MBI_TOK_SPLIT_FALCON) {
+        return mbi_encode_falcon(e, p, n);
     }
     while (p < end) {
         const unsigned char *q = mbi_split_gpt2(e, p, end);
@@ -8680,9 +8905,19 @@ static mamba_status mbi_encode_split(mbi_encoder *e, const unsigned char *p, siz
     return MAMBA_OK;
 }
 
+/* Is a space put in front of this text? */
+static int mbi_encode_wants_space(const mbi_encoder *e, const unsigned char *p, size_t n) {
+    unsigned flags = e->t->flags;
+    uint32_t cp;
+    (void)mbi_utf8_get(p, p + n, &cp);
+    return (flags & MBI_TOK_PREFIX_SPACE) != 0
+        && ((flags & MBI_TOK_PREFIX_FIRST) == 0 || p == e->start)
+        && ((flags & MBI_TOK_PREFIX_ALWAYS) != 0 || (cp != ' ' && !mbi_bpe_is_space(e, cp)));
+}
+
 /* Text without added tokens; n > 0. */
 static mamba_status mbi_encode_plain(mbi_encoder *e, const unsigned char *p, size_t n) {
-    if ((e->t->flags & MBI_TOK_PREFIX_SPACE) != 0 && *p != ' ') {
+    if (mbi_encode_wants_space(e, p, n)) {
         mamba_status status = mbi_encode_room(e, &e->prefixed, n + 1);
         if (status != MAMBA_OK) {
             return status;
@@ -8919,6 +9154,7 @@ static mamba_status mbi_encode_segment(mbi_encoder *e, const unsigned char *p, s
         if (status != MAMBA_OK) {
             return status;
         }
+        e->start = p == e->start ? e->normal.p : NULL;
         p = e->normal.p;
         n = n_normal;
     }
@@ -10386,6 +10622,7 @@ MAMBA_API mamba_status mamba_encode(const mamba_tokenizer *t, const char *text, 
     memset(&e, 0, sizeof e);
     e.t = t;
     e.parse = flags;
+    e.start = p;
     e.ids = ids;
     e.cap = ids != NULL ? cap : 0;
     e.err = err;
@@ -10431,6 +10668,7 @@ MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids
                                     char *out, size_t cap, size_t *n_out, mamba_error *err) {
     size_t need = 0;
     size_t i;
+    int started = 0;
     if (n_out != NULL) {
         *n_out = 0;
     }
@@ -10444,6 +10682,13 @@ MAMBA_API mamba_status mamba_decode(const mamba_tokenizer *t, const int32_t *ids
         mamba_status status = mamba_token_bytes(t, ids[i], &bytes, &n, err);
         if (status != MAMBA_OK) {
             return status;
+        }
+        if (!started && n != 0) {
+            started = 1;
+            if ((t->flags & MBI_TOK_STRIP_SPACE) != 0 && *bytes == ' ') {
+                ++bytes;
+                --n;
+            }
         }
         if (n > (size_t)-1 - need) {
             return mbi_fail(err, MAMBA_ERR_RANGE, "text too long for this build", "n_ids", 0);

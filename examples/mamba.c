@@ -1026,26 +1026,32 @@ static int cmd_tokenize(int argc, char **argv) {
     return code;
 }
 
-/* Prints the bytes of the ids, one id after the other. */
+/* Prints the bytes of the ids: those of a whole text, without the space that some tokenizers put in
+ * front. */
 static int detokenize_print(const cli_model *m, const cli_ids *list) {
     const mamba_tokenizer *t = mamba_model_tokenizer(m->model);
     mamba_error err;
-    size_t i;
+    char *text;
+    size_t n = 0;
+    int code = CLI_OK;
     if (t == NULL) {
         return cli_fail(CLI_FAILED,
                         "this model has no tokenizer: convert it again with --tokenizer FILE");
     }
-    for (i = 0; i < list->n; i++) {
-        const char *bytes;
-        size_t n;
-        if (mamba_token_bytes(t, list->ids[i], &bytes, &n, &err) != MAMBA_OK) {
-            return cli_error(&err);
-        }
-        if (n != 0 && fwrite(bytes, 1, n, stdout) != n) {
-            return CLI_FAILED; /* the reason is told when output ends */
-        }
+    if (mamba_decode(t, list->ids, list->n, NULL, 0, &n, &err) != MAMBA_OK) {
+        return cli_error(&err);
     }
-    return CLI_OK;
+    text = (char *)malloc(n + 1);
+    if (text == NULL) {
+        return cli_fail(CLI_FAILED, "out of memory");
+    }
+    if (mamba_decode(t, list->ids, list->n, text, n, &n, &err) != MAMBA_OK) {
+        code = cli_error(&err);
+    } else if (n != 0 && fwrite(text, 1, n, stdout) != n) {
+        code = CLI_FAILED; /* the reason is told when output ends */
+    }
+    free(text);
+    return code;
 }
 
 static int cmd_detokenize(int argc, char **argv) {

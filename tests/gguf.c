@@ -1832,16 +1832,157 @@ TEST(padding_is_no_token)
     }
 }
 
+TEST(names_of_splits)
+{
+    static const struct {
+        const char *pre;
+        uint32_t version, split;
+    } cases[] = {{"gpt-2", 1, MBI_TOK_SPLIT_GPT2}, {"falcon", 2, MBI_TOK_SPLIT_FALCON}};
+    for (int k = 0; k < 2; k++) {
+        small s = {"gpt2", cases[k].pre, {"a", "b", "ab"}, {"a b"}, {1, 1, 1}, 0, 0, 0};
+        buf b;
+        tl_error err;
+        unsigned char *section = NULL;
+        size_t bytes = 0;
+        small_bytes(&s, &b);
+        CHECK(save(scratch("v.gguf"), b.bytes, b.n));
+        CHECK_INT(read_section(scratch("v.gguf"), &section, &bytes, &err), TL_OK);
+        CHECK_INT(section != NULL ? tl_le32(section + 4) : 0, cases[k].version);
+        CHECK_INT(section != NULL ? tl_le32(section + 20) : 0, cases[k].split);
+        tl_free(section);
+        buf_free(&b);
+        unlink(scratch("v.gguf"));
+    }
+}
+
+/* A vocabulary with scores; `damage` makes it one that must be refused. */
+static void scored_bytes(buf *out, int damage)
+{
+    static const struct {
+        const char *text;
+        float score;
+    } pieces[] = {{"\xE2\x96\x81t", -1},
+                  {"he", -2},
+                  {"\xE2\x96\x81the", -3},
+                  {"aa", -4},
+                  {"aaa", -4},
+                  {"\xE2\x96\x81", -9},
+                  {"t", -9},
+                  {"h", -9},
+                  {"e", -9},
+                  {"a", -9},
+                  {"\xC3\xA9", -9}};
+    const int n_pieces = sizeof pieces / sizeof pieces[0];
+    gt_file f;
+    memset(&f, 0, sizeof f);
+    kv_string(&f, "general.architecture", "mamba");
+    kv_string(&f, "tokenizer.ggml.model", "llama");
+    if (damage != 1) {
+        kv_string(&f, "tokenizer.ggml.pre", damage == 2 ? "gpt-2" : "default");
+    }
+    if (damage == 3) {
+        kv_bool(&f, "tokenizer.ggml.remove_extra_whitespaces", 1);
+    }
+    if (damage == 4) {
+        kv_bool(&f, "tokenizer.ggml.precompiled_charsmap", 1);
+    }
+    if (damage == 5) {
+        kv_string(&f, "tokenizer.ggml.add_space_prefix", "no");
+    }
+    kv_array(&f, "tokenizer.ggml.tokens", GGUF_STRING, (uint64_t)(260 + n_pieces));
+    buf_string(&f.kv, "<unk>");
+    buf_string(&f.kv, "<s>");
+    buf_string(&f.kv, "</s>");
+    for (unsigned b = 0; b < 256; b++) {
+        char name[8];
+        (void)snprintf(name, sizeof name, "<0x%02X>", b);
+        buf_string(&f.kv, name);
+    }
+    buf_string(&f.kv, "<gap>");
+    for (int i = 0; i < n_pieces; i++) {
+        buf_string(&f.kv, pieces[i].text);
+    }
+    if (damage != 6) {
+        kv_array(&f, "tokenizer.ggml.token_type", GGUF_I32, (uint64_t)(260 + n_pieces));
+        for (int i = 0; i < 260 + n_pieces; i++) {
+            int type = i == 0 ? VOC_UNKNOWN : i < 3 ? VOC_CONTROL : i < 259 ? VOC_BYTE : VOC_NORMAL;
+            type = i == 259 ? VOC_UNUSED : i == 265 && damage == 8 ? VOC_CONTROL : type;
+            buf_le(&f.kv, 4, i == 100 && damage == 7 ? VOC_NORMAL : (uint64_t)type);
+        }
+    }
+    if (damage != 9) {
+        kv_array(&f, "tokenizer.ggml.scores", GGUF_F32, (uint64_t)(260 + n_pieces));
+        for (int i = 0; i < 260 + n_pieces; i++) {
+            uint32_t bits;
+            float score = i < 260 ? 0 : pieces[i - 260].score;
+            memcpy(&bits, &score, 4);
+            buf_le(&f.kv, 4, i == 262 && damage == 10 ? 0x7FC00000u : bits);
+        }
+    }
+    gt_bytes(&f, out, 32);
+    gt_free(&f);
+}
+
+TEST(vocabularies_with_scores)
+{
+    static const struct {
+        tl_status status;
+        const char *message;
+    } cases[] = {
+        {TL_OK, ""},
+        {TL_OK, ""},
+        {TL_ERR_UNSUPPORTED, "key \"tokenizer.ggml.pre\": found gpt-2, allowed: none or default"},
+        {TL_ERR_UNSUPPORTED, "remove_extra_whitespaces\": found true, allowed: false"},
+        {TL_ERR_UNSUPPORTED, "precompiled_charsmap\": found"},
+        {TL_ERR_FORMAT, "add_space_prefix\": found"},
+        {TL_ERR_FORMAT, "tokenizer.ggml.token_type"},
+        {TL_ERR_FORMAT, "found type 1 of token 100"},
+        {TL_ERR_FORMAT, "found type 3 of token 265"},
+        {TL_ERR_FORMAT, "tokenizer.ggml.scores"},
+        {TL_ERR_FORMAT, "found score NaN of token 262"},
+    };
+    for (int k = 0; k < (int)(sizeof cases / sizeof cases[0]); k++) {
+        buf b;
+        tl_error err;
+        unsigned char *section = NULL;
+        size_t bytes = 0;
+        scored_bytes(&b, k);
+        CHECK(save(scratch("v.gguf"), b.bytes, b.n));
+        CHECK_INT(read_section(scratch("v.gguf"), &section, &bytes, &err), cases[k].status);
+        CHECK_CONTAINS(err.message, cases[k].message);
+        CHECK((section != NULL) == (cases[k].status == TL_OK));
+        if (section != NULL) {
+            static const int32_t want[] = {262, 265, 264, 269, 270, 3 + 0xE2, 3 + 0x82, 3 + 0xAC};
+            static const char text[] = "the aaaa\xC3\xA9\xE2\x82\xAC";
+            mamba_tokenizer t;
+            int32_t ids[16];
+            char out[32];
+            size_t n = 0;
+            CHECK_INT(mbi_tok_open(&t, section, bytes, NULL, NULL), MAMBA_OK);
+            CHECK_INT(mamba_encode(&t, text, sizeof text - 1, 0, ids, 16, &n, NULL), MAMBA_OK);
+            CHECK(n == 8 && memcmp(ids, want, sizeof want) == 0);
+            CHECK_INT(mamba_decode(&t, ids, n, out, sizeof out, &n, NULL), MAMBA_OK);
+            CHECK(n == sizeof text - 1 && memcmp(out, text, n) == 0);
+        }
+        tl_free(section);
+        buf_free(&b);
+        unlink(scratch("v.gguf"));
+        CHECK_INT(hook.blocks, 0);
+    }
+}
+
 TEST(vocabularies_refused)
 {
     SMALL("accepted", TL_OK, "", (void)0);
     SMALL("without types", TL_OK, "", s.types[0] = 0);
     SMALL("T05 model", TL_ERR_UNSUPPORTED,
-          "key \"tokenizer.ggml.model\": found llama, allowed: gpt2; give the "
+          "key \"tokenizer.ggml.model\": found bert, allowed: gpt2, llama; give the "
           "tokenizer.json with --tokenizer FILE",
-          s.model = "llama");
-    SMALL("T05 falcon", TL_ERR_UNSUPPORTED,
-          "key \"tokenizer.ggml.pre\": found falcon, allowed: gpt-2", s.pre = "falcon");
+          s.model = "bert");
+    SMALL("falcon", TL_OK, "", s.pre = "falcon");
+    SMALL("T05 llama-bpe", TL_ERR_UNSUPPORTED,
+          "key \"tokenizer.ggml.pre\": found llama-bpe, allowed: gpt-2", s.pre = "llama-bpe");
+    SMALL("T05 falcon3", TL_ERR_UNSUPPORTED, "found falcon3, allowed: gpt-2", s.pre = "falcon3");
     SMALL("T05 none", TL_ERR_UNSUPPORTED, "key \"tokenizer.ggml.pre\": found none", s.pre = NULL);
     SMALL("T05 default", TL_ERR_UNSUPPORTED, "found default", s.pre = "default");
     SMALL("T05 long name", TL_ERR_UNSUPPORTED, "found qqqqqqqqqqqqqqqqqqqq",
@@ -2047,6 +2188,8 @@ TEST_MAIN("gguf")
     RUN(many_names);
     RUN(beyond_4_gib);
     RUN(models_refused);
+    RUN(names_of_splits);
+    RUN(vocabularies_with_scores);
     RUN(vocabularies_refused);
     RUN(padding_is_no_token);
     RUN(every_prefix);

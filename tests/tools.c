@@ -2006,7 +2006,14 @@ TEST(folders)
     folder_case("config array", TL_ERR_FORMAT,
                 "config.json: found an array of 0, allowed: an object");
     put_text("config.json", "{\"a\":Infinity}");
-    put_text("tokenizer.json", "{}");
+    for (int i = 0; i < 3; i++) {             /* each goes before those that were there */
+        static const char *const names[] = {"tokenizer.model.v3", "tokenizer.model", "tokenizer.json"};
+        put_text(names[i], "{}");
+        REQUIRE(ck_open(scratch("model.safetensors"), &ck, &err) == TL_OK);
+        CHECK_CONTAINS(ck->tokenizer_path, names[i]);
+        CHECK(strcmp(strrchr(ck->tokenizer_path, '/') + 1, names[i]) == 0);
+        ck_close(ck);
+    }
     REQUIRE(ck_open(scratch("model.safetensors"), &ck, &err) == TL_OK);
     CHECK(ck->tokenizer_path != NULL && strstr(ck->tokenizer_path, "/tokenizer.json") != NULL);
     CHECK(ck->config.count != 0 && ck->tensor_count == 1);

@@ -55,7 +55,7 @@ typedef struct {
 typedef struct {
     char *folder;            /* where the weights lie */
     char *config_path;       /* NULL after ck_open_weights; the file itself for GGUF */
-    char *tokenizer_path;    /* tokenizer.json beside it, NULL if there is none */
+    char *tokenizer_path;    /* tokenizer.json or .model beside it, NULL if none */
     json_doc config;
     ck_file *files;
     size_t file_count, file_capacity;
@@ -992,7 +992,8 @@ TL_FN tl_status ck_missing(const char *folder, const char *names, tl_error *err)
 TL_FN tl_status ck_open_config(ck_source *ck, tl_error *err)
 {
     static const char *const names[] = {"config.json", "params.json", NULL};
-    static const char *const tokenizers[] = {"tokenizer.json", NULL};
+    static const char *const tokenizers[] = {"tokenizer.json", "tokenizer.model",
+                                             "tokenizer.model.v3", NULL};
     tl_status status;
     tl_quoted q, b;
     ck->config_path = ck_first(ck->folder, names, err);

@@ -10,6 +10,7 @@
 #include "gguf_vocab.h"
 #include "pack.h"
 #include "program.h"
+#include "sentencepiece.h"
 #include "vocab.h"
 #include "writer.h"
 
@@ -31,8 +32,8 @@ static const char cv_help[] =
     "                       GGUF: quantized blocks become exact floats first, then q8 (Q8_0,\n"
     "                       Q6_K, Q5_*) or q4 (Q4_*, Q3_K, Q2_K): rounded once more, to this\n"
     "                       file's own blocks; --type q8 keeps what 4-bit blocks said, f32 all\n"
-    "  --tokenizer FILE     tokenizer.json to embed (default: the one beside the weights, or\n"
-    "                       inside the GGUF file);\n"
+    "  --tokenizer FILE     tokenizer.json to embed, or a SentencePiece model with .model in its\n"
+    "                       name (default: the one beside the weights, or inside the GGUF file);\n"
     "                       'bytes' = a plain byte vocabulary, 'none' = ids in, ids out\n"
     "  --arch NAME          override the architecture: mamba, falcon-mamba, mamba2\n"
     "                       (early copies of falcon-mamba call themselves mamba)\n"
@@ -713,8 +714,19 @@ static tl_status cv_vocabulary(wr_file *w, const ck_model *m, const unsigned cha
         return tl_fail(err, TL_ERR_FORMAT, "tokenizer: found %u ids, allowed: at most the %llu rows of the embedding",
                        (unsigned)n_ids, (unsigned long long)m->padded_vocab);
     }
+    if (m->bos < 0 && m->eos < 0) { /* then what the tokenizer says, if it does: NONE is -1 */
+        w->config.bos = (int32_t)tl_le32(section + 52);
+        w->config.eos = (int32_t)tl_le32(section + 56);
+    }
     w->config.n_vocab_used = n_ids < w->config.n_vocab_used ? n_ids : w->config.n_vocab_used;
     return TL_OK;
+}
+
+/* tokenizer.model, tokenizer.model.v3, …: known by its name. */
+static int cv_is_sentencepiece(const char *path)
+{
+    const char *name = strrchr(path, '/');
+    return strstr(name != NULL ? name : path, ".model") != NULL;
 }
 
 /* Reads the tokenizer into *section (NULL: none). */
@@ -731,7 +743,8 @@ static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck
         return voc_read_gguf(ck_gguf(ck), &ck->files[0].file, ids, section, bytes, err);
     }
     if (path == NULL) {
-        fprintf(stderr, "mamba-convert: warning: no tokenizer.json beside the weights: the file will take and give "
+        fprintf(stderr, "mamba-convert: warning: no tokenizer.json or tokenizer.model beside the "
+                        "weights: the file will take and give "
                         "token ids, not text (add one with --tokenizer FILE)\n");
         return TL_OK;
     }
@@ -741,6 +754,9 @@ static tl_status cv_tokenizer(const cv_options *o, const ck_source *ck, const ck
     if (strcmp(path, "bytes") == 0) {
         ids.bos = ids.eos = VOC_NONE;
         return voc_bytes(ids, section, bytes, err);
+    }
+    if (cv_is_sentencepiece(path)) {
+        return voc_read_sentencepiece(path, section, bytes, err);
     }
     return voc_read(path, ids, section, bytes, err);
 }

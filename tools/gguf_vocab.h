@@ -3,10 +3,13 @@
  *      status = voc_read_gguf(ck_gguf(ck), &ck->files[0].file, ids, &section, &bytes, &err);
  *
  *  Read are vocabularies of model "gpt2": byte-level BPE. tokenizer.ggml.pre names how text is cut
- *  into words; the names whose cut is GPT-2's are taken, every other one is refused by name. Normal
- *  tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and user-defined (4) ones
- *  are their own text, searched in the raw text; unused ones (5) are places that only fill the
- *  embedding.
+ *  into words; the names whose cut is GPT-2's or Falcon's are taken, every other one is refused by
+ *  name. Normal tokens are written in GPT-2's byte alphabet; control (3), unknown (2) and
+ *  user-defined (4) ones are their own text, searched in the raw text; unused ones (5) are places
+ *  that only fill the embedding.
+ *    Those of model "llama" are SentencePiece's: U+2581 for spaces, merges by scores, bytes (6) as
+ *  "<0x0A>". A space is put in front of text, also behind special tokens, unless
+ *  tokenizer.ggml.add_space_prefix says no.
  *
  *  GGUF does not say whether text is brought to NFC first. This reader does so for the vocabularies
  *  that were published with NFC: "mpt" and "olmo" (both of the GPT-NeoX family), and the vocabulary
@@ -27,15 +30,17 @@ enum {
     VOC_UNKNOWN,
     VOC_CONTROL,
     VOC_USER,
-    VOC_UNUSED
+    VOC_UNUSED,
+    VOC_BYTE
 }; /* tokenizer.ggml.token_type */
 
 typedef struct {
     voc_reader r;
     const gguf_file *g;
     const tl_file *file;
-    const gguf_value *tokens, *types, *merges;
-    char *token_text, *merge_text, *type_bytes; /* the arrays as in the file */
+    const gguf_value *tokens, *types, *merges, *scores;
+    char *token_text, *merge_text, *type_bytes, *score_bytes; /* the arrays as in the file */
+    float *token_scores;                                      /* by index in r.tokens */
     size_t token_bytes, merge_bytes;
 } voc_gguf;
 
@@ -108,8 +113,13 @@ TL_FN tl_status voc_gguf_type_fault(const voc_gguf *v, uint64_t i, uint32_t type
     char found[96];
     (void)snprintf(found, sizeof found, "type %lu of token %llu", (unsigned long)type,
                    (unsigned long long)i);
-    return gguf_value_fault(v->file, "tokenizer.ggml.token_type", v->types, found,
-                            "1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused", v->r.err);
+    return gguf_value_fault(
+        v->file, "tokenizer.ggml.token_type", v->types, found,
+        v->r.kind == MBI_TOK_CHARS
+            ? "1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; "
+              "6 for \"<0x00>\" to \"<0xFF>\" only, no U+2581 in 2 to 4"
+            : "1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused",
+        v->r.err);
 }
 
 /* Is this the text of a place without a token, "[PAD" its id "]"? Early files give it type 4. */
@@ -118,6 +128,13 @@ TL_FN int voc_gguf_is_pad(json_text text, uint64_t id)
     char name[32];
     int n = snprintf(name, sizeof name, "[PAD%llu]", (unsigned long long)id);
     return text.len == (size_t)n && memcmp(text.ptr, name, text.len) == 0;
+}
+
+/* Does the text of a token of a vocabulary with byte fallback go with its type? */
+TL_FN int voc_gguf_goes_with(json_text text, uint32_t type)
+{
+    int byte = voc_byte_token(text.ptr, text.len) >= 0;
+    return type == VOC_BYTE ? byte : type == VOC_NORMAL ? !byte : voc_is_plain(text.ptr, text.len);
 }
 
 /* All tokens that are in use, by rising id. */
@@ -136,11 +153,14 @@ TL_FN tl_status voc_gguf_tokens(voc_gguf *v)
         if (v->types != NULL) {
             type = tl_le32((const unsigned char *)v->type_bytes + 4 * i);
         }
-        if (type < VOC_NORMAL || type > VOC_UNUSED) {
+        if (type < VOC_NORMAL || type > (r->kind == MBI_TOK_CHARS ? VOC_BYTE : VOC_UNUSED)) {
             return voc_gguf_type_fault(v, i, type);
         }
         if (type == VOC_UNUSED || (type == VOC_USER && voc_gguf_is_pad(text, i))) {
             continue;
+        }
+        if (r->kind == MBI_TOK_CHARS && !voc_gguf_goes_with(text, type)) {
+            return voc_gguf_type_fault(v, i, type);
         }
         if (text.len == 0 || (type != VOC_NORMAL && text.len > MBI_TOK_MAX_ADDED_BYTES)) {
             (void)snprintf(found, sizeof found, "token %llu of %llu bytes", (unsigned long long)i,
@@ -151,7 +171,11 @@ TL_FN tl_status voc_gguf_tokens(voc_gguf *v)
         t->ptr = text.ptr;
         t->len = (uint32_t)text.len;
         t->id = (uint32_t)i;
-        if (type != VOC_NORMAL) {
+        if (v->token_scores != NULL) {
+            v->token_scores[r->n_tokens] =
+                tl_f32_of_bits(tl_le32((const unsigned char *)v->score_bytes + 4 * i));
+        }
+        if (type != VOC_NORMAL && type != VOC_BYTE) {
             r->added[2 * r->n_added] = (uint32_t)i;
             r->added[2 * r->n_added + 1] = type == VOC_USER ? 0 : MBI_ADDED_SPECIAL;
             t->added = (uint32_t)++r->n_added;
@@ -231,20 +255,67 @@ TL_FN int voc_gguf_is_neox(const voc_reader *r)
     return hash == 0xb1bbaf52u;
 }
 
+/* A boolean that may be absent; 0: of another type, and said so. */
+TL_FN int voc_gguf_flag(const voc_gguf *v, const char *key, int missing, int *value)
+{
+    const gguf_value *a = gguf_find(v->g, key);
+    tl_quoted q;
+    *value = missing;
+    if (a != NULL && (a->is_array || a->type != GGUF_BOOL)) {
+        gguf_value_fault(v->file, key, a, gguf_kind(&q, a), "a bool", v->r.err);
+        return 0;
+    }
+    *value = a != NULL ? a->bits != 0 : missing;
+    return 1;
+}
+
+/* The options of SentencePiece's vocabularies. */
+TL_FN tl_status voc_gguf_spaces(voc_gguf *v)
+{
+    static const char map_key[] = "tokenizer.ggml.precompiled_charsmap";
+    static const char extra_key[] = "tokenizer.ggml.remove_extra_whitespaces";
+    const gguf_value *pre = gguf_find(v->g, "tokenizer.ggml.pre");
+    const gguf_value *map = gguf_find(v->g, map_key);
+    tl_error *err = v->r.err;
+    int prefix, extra;
+    tl_quoted q;
+    if (!voc_gguf_flag(v, "tokenizer.ggml.add_space_prefix", 1, &prefix)
+        || !voc_gguf_flag(v, extra_key, 0, &extra)) {
+        return err->status;
+    }
+    if (pre != NULL && !gguf_is(v->file, pre, "default", err)) {
+        gguf_value_fault(v->file, "tokenizer.ggml.pre", pre, gguf_brief(&q, v->file, pre, err),
+                         "none or default" VOC_CURE, err);
+    } else if (map != NULL) {
+        gguf_value_fault(v->file, map_key, map, gguf_kind(&q, map), "none" VOC_CURE, err);
+    } else if (extra) {
+        gguf_value_fault(v->file, extra_key, gguf_find(v->g, extra_key), "true", "false" VOC_CURE,
+                         err);
+    }
+    if (err->status == TL_ERR_FORMAT) {
+        err->status = TL_ERR_UNSUPPORTED;
+    }
+    v->r.flags = prefix ? MBI_TOK_PREFIX_SPACE | MBI_TOK_PREFIX_ALWAYS | MBI_TOK_STRIP_SPACE : 0u;
+    v->r.needs_all_bytes = 1;
+    return err->status;
+}
+
 /* How text is cut, and whether it is normalised. */
 TL_FN tl_status voc_gguf_pre(voc_gguf *v)
 {
     static const struct {
         const char *name;
         int nfc;
-    } known[] = {{"gpt-2", 0},    {"phi-2", 0},          {"mpt", 1}, {"olmo", 1}, {"jais", 0},
-                 {"trillion", 0}, {"granite-docling", 0}};
+        uint32_t split;
+    } known[] = {{"gpt-2", 0, MBI_TOK_SPLIT_GPT2},    {"phi-2", 0, MBI_TOK_SPLIT_GPT2},
+                 {"mpt", 1, MBI_TOK_SPLIT_GPT2},      {"olmo", 1, MBI_TOK_SPLIT_GPT2},
+                 {"jais", 0, MBI_TOK_SPLIT_GPT2},     {"trillion", 0, MBI_TOK_SPLIT_GPT2},
+                 {"falcon", 0, MBI_TOK_SPLIT_FALCON}, {"granite-docling", 0, MBI_TOK_SPLIT_GPT2}};
     const gguf_value *pre = gguf_find(v->g, "tokenizer.ggml.pre");
     const gguf_value *space = gguf_find(v->g, "tokenizer.ggml.add_space_prefix");
     int neox = voc_gguf_is_neox(&v->r), found = -1;
     tl_error *err = v->r.err;
     tl_quoted q;
-    v->r.split = MBI_TOK_SPLIT_GPT2;
     if (space != NULL && (space->is_array || space->type != GGUF_BOOL || space->bits != 0)) {
         return gguf_value_fault(v->file, "tokenizer.ggml.add_space_prefix", space,
                                 space->type == GGUF_BOOL ? "true" : gguf_kind(&q, space),
@@ -257,12 +328,14 @@ TL_FN tl_status voc_gguf_pre(voc_gguf *v)
         return err->status;
     }
     if (found < 0 && !(neox && (pre == NULL || gguf_is(v->file, pre, "default", err)))) {
-        gguf_value_fault(v->file, "tokenizer.ggml.pre", pre,
-                         pre != NULL ? gguf_brief(&q, v->file, pre, err) : NULL,
-                         "gpt-2, phi-2, mpt, olmo, jais, trillion, granite-docling" VOC_CURE, err);
+        gguf_value_fault(
+            v->file, "tokenizer.ggml.pre", pre,
+            pre != NULL ? gguf_brief(&q, v->file, pre, err) : NULL,
+            "gpt-2, phi-2, mpt, olmo, jais, trillion, falcon, granite-docling" VOC_CURE, err);
         err->status = err->status == TL_ERR_FORMAT ? TL_ERR_UNSUPPORTED : err->status;
         return err->status;
     }
+    v->r.split = found < 0 ? MBI_TOK_SPLIT_GPT2 : known[found].split;
     v->r.flags = neox || known[found].nfc ? MBI_TOK_NFC : 0;
     return TL_OK;
 }
@@ -271,47 +344,56 @@ TL_FN tl_status voc_gguf_build(voc_gguf *v, voc_ids ids, unsigned char **section
 {
     voc_reader *r = &v->r;
     const gguf_value *model = gguf_find(v->g, "tokenizer.ggml.model");
-    const gguf_value *scores;
     tl_status status;
     tl_quoted q;
-    if (!gguf_is(v->file, model, "gpt2", r->err)) {
+    int scored = gguf_is(v->file, model, "llama", r->err);
+    r->kind = scored ? MBI_TOK_CHARS : MBI_TOK_BPE;
+    if (!scored && !gguf_is(v->file, model, "gpt2", r->err)) {
         gguf_value_fault(v->file, "tokenizer.ggml.model", model,
                          model != NULL ? gguf_brief(&q, v->file, model, r->err) : NULL,
-                         "gpt2" VOC_CURE, r->err);
+                         "gpt2, llama" VOC_CURE, r->err);
         r->err->status = r->err->status == TL_ERR_FORMAT ? TL_ERR_UNSUPPORTED : r->err->status;
         return r->err->status;
     }
     v->tokens = voc_gguf_array(v, "tokenizer.ggml.tokens", GGUF_STRING, UINT64_MAX, 1);
-    v->merges = v->tokens != NULL
+    v->merges = v->tokens != NULL && !scored
                     ? voc_gguf_array(v, "tokenizer.ggml.merges", GGUF_STRING, UINT64_MAX, 1)
                     : NULL;
-    v->types = v->merges != NULL
-                   ? voc_gguf_array(v, "tokenizer.ggml.token_type", GGUF_I32, v->tokens->count, 0)
-                   : NULL;
-    scores = v->merges != NULL
-                 ? voc_gguf_array(v, "tokenizer.ggml.scores", GGUF_F32, v->tokens->count, 0)
-                 : NULL;
-    (void)scores; /* of no use for BPE; their number must be right all the same */
+    v->types = r->err->status == TL_OK ? voc_gguf_array(v, "tokenizer.ggml.token_type", GGUF_I32,
+                                                        v->tokens->count, scored)
+                                       : NULL;
+    /* of no use for merges by list; their number must be right all the same */
+    v->scores = r->err->status == TL_OK
+                    ? voc_gguf_array(v, "tokenizer.ggml.scores", GGUF_F32, v->tokens->count, scored)
+                    : NULL;
     if (r->err->status != TL_OK) {
         return r->err->status;
     }
     v->token_text = voc_gguf_bytes(v, v->tokens);
     v->token_bytes = (size_t)v->tokens->bytes;
-    v->merge_text = voc_gguf_bytes(v, v->merges);
-    v->merge_bytes = (size_t)v->merges->bytes;
+    if (scored) {
+        v->score_bytes = voc_gguf_bytes(v, v->scores);
+        v->token_scores = (float *)tl_malloc(v->tokens->count, sizeof *v->token_scores, r->err);
+    } else {
+        v->merge_text = voc_gguf_bytes(v, v->merges);
+        v->merge_bytes = (size_t)v->merges->bytes;
+        r->merges = (uint32_t(*)[4])tl_malloc(v->merges->count, sizeof *r->merges, r->err);
+    }
     v->type_bytes = v->types != NULL ? voc_gguf_bytes(v, v->types) : NULL;
     r->tokens = (voc_token *)tl_calloc(v->tokens->count, sizeof *r->tokens, r->err);
     r->sorted = (uint64_t *)tl_malloc(v->tokens->count, sizeof *r->sorted, r->err);
     r->added = (uint32_t *)tl_malloc(v->tokens->count, 2 * sizeof *r->added, r->err);
-    r->merges = (uint32_t(*)[3])tl_malloc(v->merges->count, sizeof *r->merges, r->err);
     if (r->err->status != TL_OK) {
         return r->err->status;
     }
     status = voc_gguf_tokens(v);
     status = status == TL_OK ? voc_gguf_sort(v) : status;
-    status = status == TL_OK ? voc_gguf_pre(v) : status;
+    status = status != TL_OK ? status : scored ? voc_gguf_spaces(v) : voc_gguf_pre(v);
     status = status == TL_OK ? voc_index(r) : status;
-    status = status == TL_OK ? voc_gguf_merges(v) : status;
+    status = status != TL_OK ? status
+             : scored        ? voc_scored_merges(r, v->token_scores)
+                             : voc_gguf_merges(v);
+    status = status == TL_OK && scored ? voc_chars(r) : status;
     return status == TL_OK ? voc_finish(r, ids, section, bytes) : status;
 }
 
@@ -338,6 +420,8 @@ TL_FN tl_status voc_read_gguf(const gguf_file *g, const tl_file *file, voc_ids i
     tl_free(v.token_text);
     tl_free(v.merge_text);
     tl_free(v.type_bytes);
+    tl_free(v.score_bytes);
+    tl_free(v.token_scores);
     if (status != TL_OK) {
         *bytes = 0;
         tl_fail(err, own.status, "%s", own.message);

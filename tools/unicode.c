@@ -1,7 +1,7 @@
 /* unicode - prints the Unicode tables of mamba.h.  usage: unicode [DIR]   (DIR: /usr/share/unicode)
  *
- * Reads UnicodeData.txt, CompositionExclusions.txt and PropList.txt of the Unicode Character
- * Database (Debian: package unicode-data) and prints the C tables that stand in mamba.h between the
+ * Reads UnicodeData.txt, CompositionExclusions.txt, PropList.txt and DerivedAge.txt of the Unicode
+ * Character Database (Debian: package unicode-data) and prints the C tables that stand in mamba.h between the
  * two "unicode tables" marks.  tests/text.c runs this program and compares.
  *
  * What the tables hold and how they are searched is said in mamba.h, above the tables.
@@ -24,6 +24,7 @@ typedef struct decomposition {
 
 static unsigned char uc_class[CP_END];
 static unsigned char uc_ccc[CP_END];
+static unsigned char uc_punctuation[CP_END];
 static unsigned char uc_excluded[CP_END];
 static unsigned char uc_decomposes[CP_END];
 static decomposition uc_dec[4096];
@@ -121,6 +122,7 @@ static void uc_read_data(const char *dir)
         for (; from <= cp; ++from) {
             uc_class[from] = (unsigned char)cls;
             uc_ccc[from] = (unsigned char)ccc;
+            uc_punctuation[from] = *category == 'P';
         }
         if (*mapping != ';' && *mapping != '<') {      /* <...> marks a compatibility mapping */
             uc_add_decomposition(cp, mapping, path);
@@ -172,6 +174,40 @@ static void uc_read_spaces(const char *dir)
         }
     }
     fclose(f);
+}
+
+/* Punctuation as of Unicode 8: what came later does not count, and two characters that were
+ * punctuation then have another category now. */
+static void uc_read_ages(const char *dir)
+{
+    char path[512];
+    char line[1024];
+    FILE *f = uc_open(dir, "DerivedAge.txt", path, sizeof path);
+    while (fgets(line, sizeof line, f) != NULL) {
+        const char *p = line;
+        uint32_t from;
+        uint32_t to;
+        const char *semicolon = strchr(line, ';');
+        if (*p == '#' || semicolon == NULL) {
+            continue;
+        }
+        from = uc_hex(&p, path);
+        to = from;
+        if (p[0] == '.' && p[1] == '.') {
+            p += 2;
+            to = uc_hex(&p, path);
+        }
+        for (; from <= to && strtoul(semicolon + 1, NULL, 10) > 8; ++from) {
+            uc_punctuation[from] = 0;
+        }
+    }
+    fclose(f);
+    uc_punctuation[0x166D] = 1;
+    uc_punctuation[0x111C9] = 1;
+    for (uint32_t cp = 0x21; cp < 0x7F; ++cp) {
+        int letter = (cp | 32) >= 'a' && (cp | 32) <= 'z';
+        uc_punctuation[cp] = !letter && !(cp >= '0' && cp <= '9');
+    }
 }
 
 /* Which pairs compose again (UAX #15: not a singleton, not a non-starter decomposition, not
@@ -295,12 +331,20 @@ int main(int argc, char **argv)
     uc_read_data(dir);
     uc_read_exclusions(dir);
     uc_read_spaces(dir);
+    uc_read_ages(dir);
     uc_derive();
     printf("/* unicode tables: begin (Unicode %s; made by tools/unicode.c) */\n", uc_version);
     uc_begin("uint32_t", "mbi_uc_classes");
     for (cp = 0; cp < CP_END; ++cp) {
         if (cp == 0 || uc_class[cp] != uc_class[cp - 1]) {
             uc_put((unsigned long long)cp << 3 | uc_class[cp], "");
+        }
+    }
+    uc_end();
+    uc_begin("uint32_t", "mbi_uc_punctuation");
+    for (cp = 0; cp < CP_END; ++cp) {
+        if (cp == 0 || uc_punctuation[cp] != uc_punctuation[cp - 1]) {
+            uc_put(cp, "");
         }
     }
     uc_end();

@@ -3,7 +3,7 @@
  *  build/fuzz_text -max_total_time=60 -timeout=10 -rss_limit_mb=512 -max_len=20000
  *
  *  The first byte chooses what the others are: 0 a tokenizer section, 1 a tokenizer.json, 2 a text,
- *  3 settings and logits of the sampler. What is accepted must do what it promises; abort() is a
+ *  3 settings and logits of the sampler, 4 a SentencePiece model. What is accepted must do what it promises; abort() is a
  *  finding. Without libFuzzer (-DFUZZ_MAIN) the program takes files and runs each.
  */
 #include "base.h"
@@ -12,7 +12,7 @@
 #define MAMBA_IMPLEMENTATION
 #define MAMBA_NO_DISPATCH
 #include "mamba.h"
-#include "vocab.h"
+#include "sentencepiece.h"
 
 #define EXPECT(x)                                                                                  \
     do {                                                                                           \
@@ -42,7 +42,9 @@ static void use(const mamba_tokenizer *t, const unsigned char *text, size_t n, u
     status = mamba_encode(t, (const char *)text, n, flags, ids, cap, &n_ids, NULL);
     EXPECT(status == MAMBA_OK || status == MAMBA_ERR_UNSUPPORTED);
     if (status == MAMBA_OK) {
-        uint32_t strips = t->flags & MBI_TOK_PREFIX_SPACE;
+        uint32_t strips = t->flags & (MBI_TOK_PREFIX_SPACE | MBI_TOK_STRIP_SPACE);
+        int keeps = (flags & MAMBA_NO_NORMALIZE) != 0
+                    || (t->kind != MBI_TOK_CHARS && !mbi_utf8_valid(text, text + n));
         for (uint32_t i = 0; i < t->n_added; i++) {
             strips |=
                 mbi_load_u32(t->added + (size_t)8 * i + 4) & (MBI_ADDED_LSTRIP | MBI_ADDED_RSTRIP);
@@ -51,7 +53,7 @@ static void use(const mamba_tokenizer *t, const unsigned char *text, size_t n, u
         out = (char *)malloc(n_out + 1);
         EXPECT(out != NULL);
         EXPECT(mamba_decode(t, ids, n_ids, out, n_out, &n_out, NULL) == MAMBA_OK);
-        if (strips == 0 && ((flags & MAMBA_NO_NORMALIZE) != 0 || !mbi_utf8_valid(text, text + n))) {
+        if (strips == 0 && keeps) {
             EXPECT(n_out == n && memcmp(out, text, n) == 0);
         }
         free(out);
@@ -93,6 +95,20 @@ static void fuzz_json(const unsigned char *p, size_t n)
     }
     json_free(&doc);
     free(text);
+}
+
+static void fuzz_sentencepiece(const unsigned char *p, size_t n)
+{
+    unsigned char *section;
+    size_t bytes;
+    tl_error err;
+    memset(&err, 0, sizeof err);
+    if (voc_convert_sentencepiece(p, n, "fuzz", &section, &bytes, &err) == TL_OK) {
+        fuzz_section(section, bytes);
+    } else {
+        EXPECT(section == NULL && err.message[0] != 0);
+    }
+    tl_free(section);
 }
 
 static void fuzz_text(const unsigned char *p, size_t n)
@@ -158,7 +174,7 @@ int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n);
 int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
 {
     if (n > 0) {
-        switch (p[0] & 3) {
+        switch (p[0] & 7) {
         case 0:
             fuzz_section(p + 1, n - 1);
             break;
@@ -167,6 +183,9 @@ int LLVMFuzzerTestOneInput(const unsigned char *p, size_t n)
             break;
         case 2:
             fuzz_text(p + 1, n - 1);
+            break;
+        case 4:
+            fuzz_sentencepiece(p + 1, n - 1);
             break;
         default:
             fuzz_sampler(p + 1, n - 1);
