@@ -2652,6 +2652,8 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
 #define vi __m512i
 #define I_SET1(x) _mm512_set1_epi32(x)
 #define I_TO_FLOAT(v) _mm512_cvtepi32_ps(v)
+#define I_LOAD(p) V_LOAD_U32(p)
+#define I_STORE(p, v) _mm512_storeu_si512((void *)(p), (v))
 #define I_LOAD_Q8(p) _mm512_xor_si512(V_LOAD_U32(p), _mm512_set1_epi8((char)-128))
 /* 4 columns of 16 rows out of a unit of 8: the codebook plus 128, by nibble. */
 MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
@@ -2662,8 +2664,13 @@ MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
     return _mm512_shuffle_epi8(values, u);
 }
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
-/* acc[row] += sum of 4 columns; x: 4 bytes. */
-#define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), _mm512_set1_epi32((int)mbi_load_u32(x)))
+#define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), (x)) /* acc[row] += sum of 4 columns */
+/* Register blocking: vectors and tokens of a tile; the vectors of a panel. */
+#define I_TILE_V MBI_V2
+#define I_TILE_NV 2
+#define I_TILE_N MBI_N6
+#define I_TILE_NT 6
+#define I_PANEL_V MBI_V1
 #elif MBI_PASS == MBI_AVX2
 #define MBI_I(name) MBI_PASTE(name, avx2int8)
 #define MBI_INT8_ATTRIBUTE MBI_ATTRIBUTE
@@ -2671,6 +2678,8 @@ MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
 #define vi __m256i
 #define I_SET1(x) _mm256_set1_epi32(x)
 #define I_TO_FLOAT(v) _mm256_cvtepi32_ps(v)
+#define I_LOAD(p) V_LOAD_U32(p)
+#define I_STORE(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), (v))
 #define I_LOAD_Q8(p) V_LOAD_U32(p)
 MBI_FN __m256i MBI_T(i_load_q4)(const unsigned char *p, int high) {
     const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(MBI_Q4_VALUES));
@@ -2681,12 +2690,16 @@ MBI_FN __m256i MBI_T(i_load_q4)(const unsigned char *p, int high) {
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
 /* maddubs wants unsigned by signed: |w| * (x with the sign of w).  Two products add up to at most
  * 2*128*127, so that nothing saturates. */
-MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, int x) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w),
-                                         _mm256_sign_epi8(_mm256_set1_epi32(x), w));
+MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, __m256i x) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-#define I_DOT(acc, w, x) MBI_T(i_dot)((acc), (w), (int)mbi_load_u32(x))
+#define I_DOT(acc, w, x) MBI_T(i_dot)((acc), (w), (x))
+#define I_TILE_V MBI_V1
+#define I_TILE_NV 1
+#define I_TILE_N MBI_N4
+#define I_TILE_NT 4
+#define I_PANEL_V MBI_V2
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 #define MBI_I(name) MBI_PASTE(name, neondot)
 #define MBI_INT8_ATTRIBUTE __attribute__((target("arch=armv8.2-a+dotprod")))
@@ -2694,7 +2707,9 @@ MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, int x) {
 #define vi int32x4_t
 #define I_SET1(x) vdupq_n_s32(x)
 #define I_TO_FLOAT(v) vcvtq_f32_s32(v)
-#define I_LOAD_Q8(p) vreinterpretq_s32_u8(vld1q_u8(p))
+#define I_LOAD(p) vreinterpretq_s32_u8(vld1q_u8(p))
+#define I_STORE(p, v) vst1q_u8((p), vreinterpretq_u8_s32(v))
+#define I_LOAD_Q8(p) I_LOAD(p)
 MBI_FN int32x4_t MBI_T(i_load_q4)(const unsigned char *p, int high) {
     const signed char values[16] = {MBI_Q4_VALUES};
     uint8x16_t u = vld1q_u8(p);
@@ -2702,9 +2717,12 @@ MBI_FN int32x4_t MBI_T(i_load_q4)(const unsigned char *p, int high) {
     return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(values), u));
 }
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
-#define I_DOT(acc, w, x)                                                                           \
-    vdotq_s32((acc), vreinterpretq_s8_s32(w),                                                      \
-              vreinterpretq_s8_u32(vdupq_n_u32(mbi_load_u32(x))))
+#define I_DOT(acc, w, x) vdotq_s32((acc), vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x))
+#define I_TILE_V MBI_V4
+#define I_TILE_NV 4
+#define I_TILE_N MBI_N2
+#define I_TILE_NT 2
+#define I_PANEL_V MBI_V4
 #endif
 
 #if defined(MBI_I)
@@ -2776,89 +2794,224 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
     }
 }
 
-/* One group of one panel for V_LANES rows from `row` on, tokens [t0, t1): acc[t][16] += …  The 32
- * columns stay in 8 registers while the tokens pass. */
-MBI_INT8_FN void MBI_I(mbi_int8_product)(const mbi_mat *w, const unsigned char *panel, int row,
-                                         int g, const unsigned char *x, int n_tokens, int t0,
-                                         int t1, float *acc) {
+/* Columns 4j to 4j+3 of a group, whose first unit is at p. */
+#define MBI_INT8_Q8(p, j) I_LOAD_Q8((p) + 64 * (j))
+#define MBI_INT8_Q4(p, j) I_LOAD_Q4((p) + 64 * ((j) / 2), (j) % 2)
+#define MBI_INT8_READY(p, j) I_LOAD((p) + 64 * (j))
+#define MBI_INT8_EACH(X, V, N, LOAD)                                                               \
+    X(V, N, LOAD, 0) X(V, N, LOAD, 1) X(V, N, LOAD, 2) X(V, N, LOAD, 3)                            \
+    X(V, N, LOAD, 4) X(V, N, LOAD, 5) X(V, N, LOAD, 6) X(V, N, LOAD, 7)
+
+/* Groups [g, g+n) of a panel as bytes that I_DOT takes, with scales in float: 576 bytes a group. */
+MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, const unsigned char *panel, int g, int n,
+                                        unsigned char *out) {
     size_t data = w->type == MAMBA_Q8 ? 1024 : 512;
-    const unsigned char *block = panel + (size_t)(g / 2) * (data + 64);
-    const unsigned char *unit = block + (size_t)(g % 2) * (data / 2) + 4 * row;
-    const unsigned char *scales = x + (size_t)n_tokens * 32 + (size_t)t0 * 8;
-    vf scale = V_LOAD_F16(block + data + (size_t)(g % 2) * 32 + 2 * row);
-    vi u0, u1, u2, u3, u4, u5, u6, u7;
-    int t;
-    x += (size_t)t0 * 32;
-    if (w->type == MAMBA_Q8) {
-        u0 = I_LOAD_Q8(unit);
-        u1 = I_LOAD_Q8(unit + 64);
-        u2 = I_LOAD_Q8(unit + 128);
-        u3 = I_LOAD_Q8(unit + 192);
-        u4 = I_LOAD_Q8(unit + 256);
-        u5 = I_LOAD_Q8(unit + 320);
-        u6 = I_LOAD_Q8(unit + 384);
-        u7 = I_LOAD_Q8(unit + 448);
-    } else {
-        u0 = I_LOAD_Q4(unit, 0);
-        u1 = I_LOAD_Q4(unit, 1);
-        u2 = I_LOAD_Q4(unit + 64, 0);
-        u3 = I_LOAD_Q4(unit + 64, 1);
-        u4 = I_LOAD_Q4(unit + 128, 0);
-        u5 = I_LOAD_Q4(unit + 128, 1);
-        u6 = I_LOAD_Q4(unit + 192, 0);
-        u7 = I_LOAD_Q4(unit + 192, 1);
-    }
-    acc += row;
-    for (t = t0; t < t1; t++, x += 32, scales += 8, acc += MBI_LANES) {
-        vi sum = I_SET1((int)mbi_load_u32(scales + 4));
-        sum = I_DOT(sum, u0, x);
-        sum = I_DOT(sum, u1, x + 4);
-        sum = I_DOT(sum, u2, x + 8);
-        sum = I_DOT(sum, u3, x + 12);
-        sum = I_DOT(sum, u4, x + 16);
-        sum = I_DOT(sum, u5, x + 20);
-        sum = I_DOT(sum, u6, x + 24);
-        sum = I_DOT(sum, u7, x + 28);
-        V_STORE(acc, V_FMA(V_MUL(scale, V_SET1(mbi_bits_f32(mbi_load_u32(scales)))),
-                           I_TO_FLOAT(sum), V_LOAD(acc)));
+    for (; n > 0; n--, g++, out += 576) {
+        const unsigned char *block = panel + (size_t)(g / 2) * (data + 64);
+        const unsigned char *unit = block + (size_t)(g % 2) * (data / 2);
+        const unsigned char *scale = block + data + (size_t)(g % 2) * 32;
+        int i;
+        for (i = 0; i < MBI_LANES; i += V_LANES) {
+#define MBI_INT8_EXPAND(V, N, LOAD, j) I_STORE(out + 64 * (j) + 4 * i, LOAD(unit + 4 * i, j));
+            if (w->type == MAMBA_Q8) {
+                MBI_INT8_EACH(MBI_INT8_EXPAND, , , MBI_INT8_Q8)
+            } else {
+                MBI_INT8_EACH(MBI_INT8_EXPAND, , , MBI_INT8_Q4)
+            }
+#undef MBI_INT8_EXPAND
+            V_STORE((float *)(void *)(out + 512) + i, V_LOAD_F16(scale + 2 * i));
+        }
     }
 }
 
-MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { TILE = 64 };
+/* One register block: acc[t][v] over n groups, for NV vectors of V_LANES rows from row `row` of the
+ * panel at w on (panels `stride` bytes apart) and N tokens from x on.  Group k of the weights lies
+ * at w + UNITS(k), its scales at w + SCALES(k); group k of the activations x_group bytes after group
+ * k-1, scales of activations x_scales bytes behind their bytes. */
+#define MBI_V1(X, t) X(0, t)
+#define MBI_V2(X, t) X(0, t) X(1, t)
+#define MBI_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
+#define MBI_N1(V, X) X(V, 0)
+#define MBI_N2(V, X) X(V, 0) X(V, 1)
+#define MBI_N4(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3)
+#define MBI_N6(V, X) MBI_N4(V, X) X(V, 4) X(V, 5)
+#define MBI_INT8_AT(v, t)                                                                          \
+    const unsigned char *p##v = w + (size_t)((row + (v) * V_LANES) / MBI_LANES) * stride;          \
+    const int r##v = (row + (v) * V_LANES) % MBI_LANES;
+#define MBI_INT8_IN(v, t) vf a##v##_##t = V_LOAD(acc + (t) * acc_token + (v) * V_LANES);
+#define MBI_INT8_OUT(v, t) V_STORE(acc + (t) * acc_token + (v) * V_LANES, a##v##_##t);
+#define MBI_INT8_COPY(v, t) vi s##v##_##t = start;
+#define MBI_INT8_DOT(v, t) s##v##_##t = I_DOT(s##v##_##t, w##v, xt);
+#define MBI_INT8_SCALE(v, t)                                                                       \
+    a##v##_##t = V_FMA(V_MUL(c##v, xs), I_TO_FLOAT(s##v##_##t), a##v##_##t);
+#define MBI_INT8_LOAD(V, t) V(MBI_INT8_IN, t)
+#define MBI_INT8_STORE(V, t) V(MBI_INT8_OUT, t)
+#define MBI_INT8_START(V, t)                                                                       \
+    start = I_SET1((int)mbi_load_u32(x + x_scales + 8 * (t) + 4));                                 \
+    V(MBI_INT8_COPY, t)
+#define MBI_INT8_TOKEN(V, t)                                                                       \
+    xt = I_SET1((int)mbi_load_u32(x + 32 * (t) + column));                                         \
+    V(MBI_INT8_DOT, t)
+#define MBI_INT8_END(V, t)                                                                         \
+    xs = V_SET1(mbi_bits_f32(mbi_load_u32(x + x_scales + 8 * (t))));                               \
+    V(MBI_INT8_SCALE, t)
+#define MBI_INT8_STEP(V, N, LOAD, j)                                                               \
+    {                                                                                              \
+        enum { column = 4 * (j) };                                                                 \
+        V(MBI_INT8_W_##LOAD, j)                                                                    \
+        N(V, MBI_INT8_TOKEN)                                                                       \
+    }
+#define MBI_INT8_W_MBI_INT8_Q8(v, j) vi w##v = MBI_INT8_Q8(p##v + units + 4 * r##v, j);
+#define MBI_INT8_W_MBI_INT8_Q4(v, j) vi w##v = MBI_INT8_Q4(p##v + units + 4 * r##v, j);
+#define MBI_INT8_W_MBI_INT8_READY(v, j) vi w##v = MBI_INT8_READY(p##v + units + 4 * r##v, j);
+#define MBI_INT8_F16(v, t) vf c##v = V_LOAD_F16(p##v + scales + 2 * r##v);
+#define MBI_INT8_F32(v, t) vf c##v = V_LOAD((const float *)(const void *)(p##v + scales) + r##v);
+#define MBI_INT8_KERNEL(name, V, N, LOAD, UNITS, SCALES, C)                                        \
+    MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, int row,                   \
+                                 const unsigned char *x, size_t x_group, size_t x_scales, int n,   \
+                                 float *acc, int acc_token) {                                      \
+        int k;                                                                                     \
+        V(MBI_INT8_AT, 0)                                                                          \
+        N(V, MBI_INT8_LOAD)                                                                        \
+        for (k = 0; k < n; k++, x += x_group) {                                                    \
+            size_t units = UNITS;                                                                  \
+            size_t scales = SCALES;                                                                \
+            vi start;                                                                              \
+            vi xt;                                                                                 \
+            vf xs;                                                                                 \
+            V(C, 0)                                                                                \
+            N(V, MBI_INT8_START)                                                                   \
+            MBI_INT8_EACH(MBI_INT8_STEP, V, N, LOAD)                                               \
+            N(V, MBI_INT8_END)                                                                     \
+        }                                                                                          \
+        N(V, MBI_INT8_STORE)                                                                       \
+        (void)acc_token;                                                                           \
+    }
+#define MBI_INT8_FILE(name, TYPE, DATA)                                                            \
+    MBI_INT8_KERNEL(name, I_PANEL_V, MBI_N1, TYPE, (size_t)(k / 2) * ((DATA) + 64) +               \
+                    (size_t)(k % 2) * ((DATA) / 2), (size_t)(k / 2) * ((DATA) + 64) + (DATA) +     \
+                    (size_t)(k % 2) * 32, MBI_INT8_F16)
+#define MBI_INT8_EXPANDED(name, N)                                                                 \
+    MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_READY, (size_t)k * 576, (size_t)k * 576 + 512,     \
+                    MBI_INT8_F32)
+MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 1024)
+MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 512)
+MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
+MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
+
+/* A few tokens: straight from the file, one token after the other.  One panel at a time: two or
+ * four streams cost a third of the bandwidth of a Zen 5 core. */
+MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     const mbi_mat *w = g->w;
-    MBI_ALIGN64 float acc[TILE * MBI_LANES];
-    int n_groups = (w->cols + 31) / 32;
+    size_t x_scales = (size_t)g->n_tokens * 32;
     int p;
+    int t;
+    for (p = p0; p < p1; p++) {
+        for (t = t0; t < t1; t++) {
+            MBI_ALIGN64 float acc[MBI_LANES];
+            int i;
+            for (i = 0; i < MBI_LANES; i += V_LANES) {
+                V_STORE(acc + i, g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
+            }
+            (w->type == MAMBA_Q8 ? MBI_I(mbi_int8_q8) : MBI_I(mbi_int8_q4))(
+                w->data + (size_t)p * w->panel_bytes, 0, 0,
+                (const unsigned char *)g->x + (size_t)t * 32, x_scales + (size_t)g->n_tokens * 8,
+                x_scales - (size_t)t * 24, (w->cols + 31) / 32, acc, 0);
+            MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
+        }
+    }
+}
+
+/* Panels as wide as a tile, 512 columns at a time, expanded in the scratch (the first-level cache)
+ * for all tokens; sums wait in the scratch from one block of columns to the next. */
+MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { MAX_T = 512, SPAN = 16, STRIDE = SPAN * 576 };
+    enum { GROUP = (I_TILE_NV * V_LANES + MBI_LANES - 1) / MBI_LANES, WIDTH = GROUP * MBI_LANES };
+    const mbi_mat *w = g->w;
+    unsigned char *expanded = (unsigned char *)g->scratch;
+    float *acc = (float *)(void *)(expanded + GROUP * STRIDE); /* [token][WIDTH] */
+    size_t x_group = (size_t)g->n_tokens * 40;
+    int n_groups = (w->cols + 31) / 32;
     int start;
+    int p;
     if (w->type != MAMBA_Q8 && w->type != MAMBA_Q4) {
         MBI_T(mbi_k_gemm)(g, p0, p1, t0, t1);
         return;
     }
-    for (p = p0; p < p1; p++) {
-        const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
-        for (start = t0; start < t1; start += TILE) {
-            int end = mbi_min_int(start + TILE, t1);
+    if (t1 - t0 < 4) {
+        MBI_I(mbi_int8_few)(g, p0, p1, t0, t1);
+        return;
+    }
+    for (start = t0; start < t1; start += MAX_T) {
+        int n = mbi_min_int(MAX_T, t1 - start);
+        for (p = p0; p < p1; p += GROUP) {
+            int n_panels = mbi_min_int(GROUP, p1 - p);
             int i;
             int k;
             int t;
-            for (t = 0; t < end - start; t++) {
-                for (i = 0; i < MBI_LANES; i += V_LANES) {
-                    V_STORE(acc + t * MBI_LANES + i,
-                            g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
+            for (i = 0; i < WIDTH; i += V_LANES) {
+                vf first = g->bias && i < n_panels * MBI_LANES ? V_LOAD(g->bias + p * MBI_LANES + i)
+                                                               : V_SET1(0.0f);
+                for (t = 0; t < n; t++) {
+                    V_STORE(acc + t * WIDTH + i, first);
                 }
             }
-            for (k = 0; k < n_groups; k++) {
-                const unsigned char *x = (const unsigned char *)g->x +
-                                         (size_t)k * (size_t)g->n_tokens * 40;
-                for (i = 0; i < MBI_LANES; i += V_LANES) {
-                    MBI_I(mbi_int8_product)(w, panel, i, k, x, g->n_tokens, start, end, acc);
+            for (k = 0; k < n_groups; k += SPAN) {
+                int count = mbi_min_int(SPAN, n_groups - k);
+                const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
+                for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
+                    int panel = p + mbi_min_int(i, n_panels - 1);
+                    MBI_I(mbi_int8_expand)(w, w->data + (size_t)panel * w->panel_bytes, k, count,
+                                           expanded + i * STRIDE);
+                }
+                for (t = 0; t < n;) {
+                    int full = n - t >= I_TILE_NT;
+                    size_t at = (size_t)(start + t);
+                    for (i = 0; i < WIDTH; i += I_TILE_NV * V_LANES) {
+                        (full ? MBI_I(mbi_int8_tile) : MBI_I(mbi_int8_tile_1))(
+                            expanded, STRIDE, i, x + at * 32, x_group,
+                            (size_t)g->n_tokens * 32 - at * 24, count, acc + t * WIDTH + i, WIDTH);
+                    }
+                    t += full ? I_TILE_NT : 1;
                 }
             }
-            MBI_T(mbi_gemm_finish)(g, p, start, end - start, acc, MBI_LANES);
+            for (i = 0; i < n_panels; i++) {
+                MBI_T(mbi_gemm_finish)(g, p + i, start, n, acc + i * MBI_LANES, WIDTH);
+            }
         }
     }
 }
+#undef MBI_INT8_Q8
+#undef MBI_INT8_Q4
+#undef MBI_INT8_READY
+#undef MBI_INT8_EACH
+#undef MBI_V1
+#undef MBI_V2
+#undef MBI_V4
+#undef MBI_N1
+#undef MBI_N2
+#undef MBI_N4
+#undef MBI_N6
+#undef MBI_INT8_AT
+#undef MBI_INT8_IN
+#undef MBI_INT8_OUT
+#undef MBI_INT8_DOT
+#undef MBI_INT8_SCALE
+#undef MBI_INT8_LOAD
+#undef MBI_INT8_STORE
+#undef MBI_INT8_START
+#undef MBI_INT8_COPY
+#undef MBI_INT8_TOKEN
+#undef MBI_INT8_END
+#undef MBI_INT8_STEP
+#undef MBI_INT8_W_MBI_INT8_Q8
+#undef MBI_INT8_W_MBI_INT8_Q4
+#undef MBI_INT8_W_MBI_INT8_READY
+#undef MBI_INT8_F16
+#undef MBI_INT8_F32
+#undef MBI_INT8_KERNEL
+#undef MBI_INT8_FILE
+#undef MBI_INT8_EXPANDED
 #endif /* MBI_I */
 
 #if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_I8MM
@@ -2975,12 +3128,15 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
         MBI_I(mbi_k_gemm)(g, p0, p1, t0, t1);
         return;
     }
+    if ((t1 - t0) % 2 != 0) {
+        MBI_I(mbi_k_gemm)(g, p0, p1, t1 - 1, t1);
+        t1--;
+    }
     for (p = p0; p < p1; p++) {
         const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
         for (start = t0; start < t1; start += TILE) {
             int end = mbi_min_int(start + TILE, t1);
             int n_pairs = (end - start) / 2;
-            float *last = acc + 2 * n_pairs * MBI_LANES; /* the sums of an odd last token */
             int i;
             int k;
             int t;
@@ -2990,18 +3146,12 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
                     vst1q_f32(acc + 2 * (t * MBI_LANES + i), vzip1q_f32(bias, bias));
                     vst1q_f32(acc + 2 * (t * MBI_LANES + i) + 4, vzip2q_f32(bias, bias));
                 }
-                if ((end - start) % 2 != 0) {
-                    vst1q_f32(last + i, bias);
-                }
             }
             for (k = 0; k < n_groups; k++) {
                 const unsigned char *x = (const unsigned char *)g->x +
                                          (size_t)k * (size_t)g->n_tokens * 40;
                 mbi_i8mm_product(w, panel, 0, k, x, g->n_tokens, start, n_pairs, acc);
                 mbi_i8mm_product(w, panel, 8, k, x, g->n_tokens, start, n_pairs, acc);
-                for (i = 0; i < MBI_LANES && (end - start) % 2 != 0; i += V_LANES) {
-                    MBI_I(mbi_int8_product)(w, panel, i, k, x, g->n_tokens, end - 1, end, last);
-                }
             }
             for (t = 0; t < n_pairs; t++) {
                 mbi_i8mm_unpair(acc + 2 * t * MBI_LANES);
@@ -3892,9 +4042,16 @@ static const mamba_target mbi_target_neonbf16 = {
 #undef vi
 #undef I_SET1
 #undef I_TO_FLOAT
+#undef I_LOAD
+#undef I_STORE
 #undef I_LOAD_Q8
 #undef I_LOAD_Q4
 #undef I_DOT
+#undef I_TILE_V
+#undef I_TILE_NV
+#undef I_TILE_N
+#undef I_TILE_NT
+#undef I_PANEL_V
 #undef MBI_PASS
 #if MBI_GCC
 #pragma GCC diagnostic pop
