@@ -502,7 +502,10 @@ MAMBA_API mamba_status mamba_selective_scan(const mamba_target *target, const ma
  * where a whole chunk's decay is exp(A * sum dt), and each chunk runs again from its true start.
  * Bits depend on `chunk`, never on n_threads.  Against the sequential scan: states and outputs
  * agree to 2e-6 of the largest |h| and of sum_n |C h| (forward error of exp(A sum dt) in float32,
- * measured against float64 in tests).  Faster where channels/16 is less than the cores. */
+ * measured against float64 in tests).  It does twice the work.  The crossover, measured (mamba bench
+ * --scan 4096, d_state 16, 16 cores): faster where channels/16 is at most half the threads. With 16
+ * threads 2.2 times at 16 channels, 1.9 at 64, even at 128, half the speed from 256 on; with 8
+ * threads even at 32 to 64 channels, with 4 at 16, with 2 never. */
 MAMBA_API mamba_status mamba_scan_time_parallel(const mamba_target *target, const mamba_scan *scan,
                                                 int chunk, int n_threads,
                                                 const mamba_parallel *parallel,
@@ -2946,7 +2949,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
     enum { GROUP = (I_TILE_NV * V_LANES + MBI_LANES - 1) / MBI_LANES, WIDTH = GROUP * MBI_LANES };
     const mbi_mat *w = g->w;
     unsigned char *expanded = (unsigned char *)g->scratch;
-    float *acc = (float *)(void *)(expanded + GROUP * STRIDE); /* [token][WIDTH] */
+    float *acc = (float *)(void *)(expanded + (size_t)GROUP * STRIDE); /* [token][WIDTH] */
     size_t x_group = (size_t)g->n_tokens * 40;
     int n_groups = (w->cols + 31) / 32;
     int start;
@@ -3201,8 +3204,11 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
  * *2^6 in f16, whose bits moved right by 3 are a bf16 2^112 times smaller; the activations carry
  * the factor 2^106 that makes up for both.  So weights must be below 1023 in magnitude, those below
  * 2^-20 count as 0, and activations must be below 2^21.  Tried and lost: value*scale in float32
- * lanes (1.5 times slower in decode); scales restricted to half octaves (25 % more squared error); for one
- * token, the same bits by two chains of vdpbf16ps instead of a tile with one row (1.5 times slower).
+ * lanes (1.5 times slower in decode); scales restricted to half octaves (25 % more squared error);
+ * for one token, the same bits by two chains of vdpbf16ps instead of a tile with one row (1.5 times
+ * slower), or 4 panels in step (no gain).  int8 tiles: groups of 32 columns fill half a tile, which
+ * takes as long as a whole one, and every product must be scaled: 42 ns a tile against 27 by bf16.
+ * For one token avx512vnni is faster (1.4 times in q8, 1.8 in q4, two cores of a Sapphire Rapids).
  *
  * Prepared activations: per *superblock* of columns (so that the superblock of all tiles stays in
  * the second-level cache), per tile of 16 tokens, per step: hi tile, then lo tile, of 64-byte rows,

@@ -35,7 +35,7 @@ typedef struct {
 typedef struct {
     cli_model m;
     const char *synthetic, *type, *threads, *prefill, *write;
-    int64_t decode, reps, limit_mib, length, chunk, prefill_chunk, time_chunk;
+    int64_t decode, reps, limit_mib, length, chunk, prefill_chunk, time_chunk, scan;
     double seconds;
     int json, profile;
 
@@ -498,6 +498,101 @@ static int bench_length(bench_job *j, int threads) {
     return code;
 }
 
+/* ---- the scan ---------------------------------------------------------------------------------- */
+
+/* One Mamba-1 scan (d_state 16) of s->n_tokens tokens, in sequence or parallel over time. */
+static int bench_scan_once(const bench_job *j, const mamba_scan *s, int threads, int parallel,
+                           double *seconds) {
+    const mamba_target *target = j->m.target == NULL
+                                     ? mamba_target_best()
+                                     : mamba_target_find(j->m.target, strlen(j->m.target));
+    mamba_error err;
+    double start = cli_seconds();
+    if (target == NULL || !mamba_target_usable(target)) {
+        return cli_fail(CLI_USAGE, "bench: --target: no such target on this machine");
+    }
+    if (parallel ? mamba_scan_time_parallel(target, s, (int)j->time_chunk, threads, NULL, NULL, &err)
+                 : mamba_selective_scan(target, s, threads, NULL, NULL, &err)) {
+        return cli_error(&err);
+    }
+    *seconds = cli_seconds() - start;
+    return CLI_OK;
+}
+
+static void bench_print_scan(const bench_job *j, int channels, int threads, const double *rate,
+                             const bench_figure *ratio) {
+    if (j->json) {
+        (void)printf("{\"test\":\"scan\",\"channels\":%d,\"threads\":%d,\"tokens\":%lld,"
+                     "\"sequential_tokens_per_s\":%.6g,\"parallel_tokens_per_s\":%.6g,"
+                     "\"ratio\":%.4f,\"spread\":%.4f}\n",
+                     channels, threads, (long long)j->scan, rate[0], rate[1], ratio->median,
+                     ratio->spread);
+    } else {
+        (void)printf("scan %6d channels %3d threads  in sequence %12.0f tok/s  over time %12.0f "
+                     "tok/s  ratio %5.2f  spread %5.1f %%\n",
+                     channels, threads, rate[0], rate[1], ratio->median, 100.0 * ratio->spread);
+    }
+    (void)fflush(stdout);
+}
+
+/* Where the scan over time pays: both forms in turn, by the number of channels.  The ratio is the
+ * median of those of the repetitions. */
+static int bench_scan(const bench_job *j, int threads) {
+    enum { STATES = 16, MOST = 2048 };
+    size_t n = (size_t)j->scan * MOST;
+    uint64_t seed = 88172645463325252u;
+    float *x = (float *)malloc(3 * n * sizeof(float));
+    float *bc = (float *)malloc((size_t)j->scan * 2 * STATES * sizeof(float));
+    float *a = (float *)malloc((size_t)MOST * STATES * sizeof(float));
+    int code = x && bc && a ? CLI_OK : cli_fail(CLI_FAILED, "out of memory");
+    int channels;
+    size_t i;
+    for (i = 0; i < 3 * n && code == CLI_OK; i++) {
+        x[i] = 0.001f * (float)(1 + synthetic_random(&seed) % 100);
+    }
+    for (i = 0; i < (size_t)j->scan * 2 * STATES && code == CLI_OK; i++) {
+        bc[i] = 0.01f * (float)(synthetic_random(&seed) % 100);
+    }
+    for (i = 0; i < (size_t)MOST * STATES && code == CLI_OK; i++) {
+        a[i] = -(float)(1 + i % STATES);
+    }
+    for (channels = 16; channels <= MOST && code == CLI_OK && !cli_stop; channels *= 2) {
+        double seconds[2][BENCH_MAX_REPS];
+        double ratio[BENCH_MAX_REPS];
+        double rate[2];
+        bench_figure f;
+        mamba_scan s;
+        int r;
+        memset(&s, 0, sizeof s);
+        s.n_tokens = (int32_t)j->scan;
+        s.channels = channels;
+        s.d_state = STATES;
+        s.x = x;
+        s.dt = x + n;
+        s.y = x + 2 * n;
+        s.A = a;
+        s.B = bc;
+        s.C = bc + (size_t)j->scan * STATES;
+        for (r = -1; r < (int)j->reps && code == CLI_OK; r++) { /* the first one only warms up */
+            int at = r < 0 ? 0 : r;
+            code = bench_scan_once(j, &s, threads, 0, &seconds[0][at]);
+            code = code == CLI_OK ? bench_scan_once(j, &s, threads, 1, &seconds[1][at]) : code;
+            ratio[at] = seconds[0][at] / seconds[1][at];
+        }
+        if (code == CLI_OK) {
+            for (r = 0; r < 2; r++) {
+                rate[r] = (double)j->scan / bench_summary(seconds[r], (int)j->reps).median;
+            }
+            f = bench_summary(ratio, (int)j->reps);
+            bench_print_scan(j, channels, threads, rate, &f);
+        }
+    }
+    free(x);
+    free(bc);
+    free(a);
+    return code;
+}
+
 /* ---- the command ----------------------------------------------------------------------------- */
 
 static void bench_print_machine(const bench_job *j) {
@@ -596,9 +691,10 @@ static int bench_measure(bench_job *j) {
 static int bench_go(bench_job *j) {
     int cores = mbi_n_threads(0, NULL);
     int code = CLI_OK;
-    if ((j->synthetic != NULL) == (j->m.path != NULL)) {
-        return cli_fail(CLI_USAGE,
-                        "bench: give -m FILE or --synthetic NAME (see mamba bench --help)");
+    if (j->scan > 0 ? j->synthetic != NULL || j->m.path != NULL
+                    : (j->synthetic != NULL) == (j->m.path != NULL)) {
+        return cli_fail(CLI_USAGE, "bench: give -m FILE or --synthetic NAME, or --scan N alone (see "
+                                   "mamba bench --help)");
     }
     if (j->synthetic == NULL && (j->type != NULL || j->write != NULL)) {
         return cli_fail(CLI_USAGE, "bench: --type and --write go with --synthetic");
@@ -619,6 +715,14 @@ static int bench_go(bench_job *j) {
     }
     if (code == CLI_OK && j->n_prefill == 1 && j->prefill_list[0] == 0) {
         j->n_prefill = 0;
+    }
+    if (j->scan > 0) {
+        int t;
+        bench_print_machine(j);
+        for (t = 0; t < j->n_threads && code == CLI_OK; t++) {
+            code = bench_scan(j, j->threads_list[t]);
+        }
+        return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;
     }
     if (code == CLI_OK) {
         code = bench_open(j);
@@ -683,10 +787,13 @@ static int cmd_bench(int argc, char **argv) {
          "tokens worked on at once (default: the library's)", 0},
         {"time-chunk", 0, CLI_INT, &j.time_chunk, 0, 4096, "N",
          "scan chunks of N tokens in parallel, 64 or more,\n0 = scan in sequence (default: 0)", 0},
+        {"scan", 0, CLI_INT, &j.scan, 256, 65536, "N",
+         "instead, without a model: scans of N tokens in sequence\nand parallel over time, by "
+         "channels", 0},
         {"json", 0, CLI_FLAG, &j.json, 0, 0, NULL, "one JSON object a line instead of a table", 0}};
     const cli_page page = {
         "bench",
-        "(-m MODEL | --synthetic NAME [--type T]) [options]",
+        "(-m MODEL | --synthetic NAME [--type T] | --scan N) [options]",
         "Measures what this machine can do at most (streaming reads, float32 FMA, 16- and 8-bit\n"
         "products), then how fast the model runs, also as a share of those limits.",
         "Each line: median of the repetitions; spread = (largest - smallest) / median.\n"

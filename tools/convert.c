@@ -31,7 +31,8 @@ static const char cv_help[] =
     "                       matrices of the first layers 8 bits, 4.7 on average at most.\n"
     "                       GGUF: quantized blocks become exact floats first, then q8 (Q8_0,\n"
     "                       Q6_K, Q5_*) or q4 (Q4_*, Q3_K, Q2_K): rounded once more, to this\n"
-    "                       file's own blocks; --type q8 keeps what 4-bit blocks said, f32 all\n"
+    "                       file's own blocks; --type q8 keeps what 4-bit blocks said, f32 all;\n"
+    "                       as stored, embedding and head may be q8 in a q4 file\n"
     "  --tokenizer FILE     tokenizer.json to embed, or a SentencePiece model with .model in its\n"
     "                       name (default: the one beside the weights, or inside the GGUF file);\n"
     "                       'bytes' = a plain byte vocabulary, 'none' = ids in, ids out\n"
@@ -664,6 +665,14 @@ static mamba_type cv_nearest(ck_dtype stored)
     }
 }
 
+/* The type of the embedding or the head: of what is stored quantized, the nearest, whatever the layers are: a
+ * GGUF file of 4 bits often keeps them in 6, and in 4 they would cost a third more than the rest of its rounding. */
+static mamba_type cv_vocabulary_type(const ck_tensor *t, mamba_type type, const cv_options *o)
+{
+    mamba_type nearest = cv_nearest(t->dtype);
+    return o->type < 0 && type >= MAMBA_Q8 && nearest >= MAMBA_Q8 ? nearest : type;
+}
+
 /* Configuration, layers and tensors of the file to write. */
 static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m, const cv_options *o, tl_error *err)
 {
@@ -695,9 +704,10 @@ static tl_status cv_describe(wr_file *w, const ck_source *ck, const ck_model *m,
         return TL_ERR_MEMORY;
     }
     p.layer = -1;
-    cv_matrix(&p, "embedding", p.type, m->embedding, m->d_model, m->padded_vocab, 0, 0);
+    cv_matrix(&p, "embedding", cv_vocabulary_type(m->embedding, p.type, o), m->embedding, m->d_model,
+              m->padded_vocab, 0, 0);
     if (!m->tied) {
-        cv_matrix(&p, "head", p.type, m->head, m->d_model, m->padded_vocab, 0, 0);
+        cv_matrix(&p, "head", cv_vocabulary_type(m->head, p.type, o), m->head, m->d_model, m->padded_vocab, 0, 0);
     }
     cv_floats(&p, "norm_f", m->norm_f, 1, m->d_model, 0);
     cv_layers(&p, m, w->layers);
