@@ -342,6 +342,10 @@ for type in f32 f16 bf16 q4 q8; do
 done
 expect 0 "" bench -m "$T" --length 2000 --chunk 100 --threads 1
 [ "$(grep -c '^length ' "$D/out")" -eq 3 ] && ok || bad "bench --length: a row at each decade"
+expect 0 "" bench --scan 256 --reps 1 --threads 1,2 --json
+[ "$(grep -c '^{"test":"scan","channels":[0-9]*,.*"ratio":[0-9]' "$D/out")" -eq 16 ] && ok || bad "bench --scan: rows"
+expect 2 "found '255'" bench --scan 255
+expect 2 "--scan N alone" bench --scan 256 -m "$T"
 for example in "hello $T Once" "scan" "states $T Once" "vectors $T" "embed"; do
     if [ ! -x "$B/${example%% *}" ]; then
         skip "${example%% *}" "not built"

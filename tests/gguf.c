@@ -997,6 +997,47 @@ TEST(mamba2_groups)
     golden_case("mamba2-groups", of_32, 3, 0);
 }
 
+/* The type of a matrix of a converted file; -1 if it is not there. */
+static int type_in(const char *path, const char *name)
+{
+    mamba_model *m = NULL;
+    mamba_error e;
+    int type = -1;
+    CHECK_INT(mamba_open(path, strlen(path), NULL, &m, &e), MAMBA_OK);
+    for (int i = 0; m != NULL && i < m->n_tensors; i++) {
+        type = strcmp(m->tensors[i].name, name) == 0 ? (int)m->tensors[i].type : type;
+    }
+    mamba_close(m);
+    return type;
+}
+
+/* As stored, the embedding keeps the nearest type of its own; --type means all. */
+TEST(embedding_of_its_own_type)
+{
+    gt_file f;
+    tl_error err;
+    int found = 0;
+    REQUIRE(gt_golden(&f, "mamba1-base"));
+    CHECK(gt_quantise(&f, CK_Q4_0) >= 2);
+    for (int i = 0; i < f.n; i++) {
+        if (strcmp(f.t[i].name, "token_embd.weight") == 0) {
+            gt_encode(&f.t[i], CK_Q8_0);
+            found++;
+        }
+    }
+    CHECK_INT(found, 1);
+    CHECK(gt_save(&f, scratch("q.gguf")));
+    CHECK_INT(convert(scratch("q.gguf"), scratch("d.mamba"), -1, "none", &err), TL_OK);
+    CHECK_INT(type_in(scratch("d.mamba"), "embedding"), MAMBA_Q8);
+    CHECK_INT(type_in(scratch("d.mamba"), "layer.00001.in_proj"), MAMBA_Q4);
+    CHECK_INT(convert(scratch("q.gguf"), scratch("d.mamba"), MAMBA_Q4, "none", &err), TL_OK);
+    CHECK_INT(type_in(scratch("d.mamba"), "embedding"), MAMBA_Q4);
+    gt_free(&f);
+    unlink(scratch("q.gguf"));
+    unlink(scratch("d.mamba"));
+    CHECK_INT(hook.blocks, 0);
+}
+
 /* GGUF holds one eps: that of the blocks (1e-5), where the checkpoint's norms of dt, B, C have
  * 1e-6. So the logits must be those of the checkpoint with that eps, and all but those of the
  * golden file. */
@@ -2179,6 +2220,7 @@ TEST_MAIN("gguf")
     RUN(falcon_mamba);
     RUN(mamba2);
     RUN(mamba2_groups);
+    RUN(embedding_of_its_own_type);
     RUN(tokenizer_same_section);
     RUN(tokenizer_in_model);
     RUN(tokenizer_neox);
