@@ -501,16 +501,10 @@ static int bench_length(bench_job *j, int threads) {
 /* ---- the scan ---------------------------------------------------------------------------------- */
 
 /* One Mamba-1 scan (d_state 16) of s->n_tokens tokens, in sequence or parallel over time. */
-static int bench_scan_once(const bench_job *j, const mamba_scan *s, int threads, int parallel,
-                           double *seconds) {
-    const mamba_target *target = j->m.target == NULL
-                                     ? mamba_target_best()
-                                     : mamba_target_find(j->m.target, strlen(j->m.target));
+static int bench_scan_once(const bench_job *j, const mamba_target *target, const mamba_scan *s,
+                           int threads, int parallel, double *seconds) {
     mamba_error err;
     double start = cli_seconds();
-    if (target == NULL || !mamba_target_usable(target)) {
-        return cli_fail(CLI_USAGE, "bench: --target: no such target on this machine");
-    }
     if (parallel ? mamba_scan_time_parallel(target, s, (int)j->time_chunk, threads, NULL, NULL, &err)
                  : mamba_selective_scan(target, s, threads, NULL, NULL, &err)) {
         return cli_error(&err);
@@ -537,7 +531,7 @@ static void bench_print_scan(const bench_job *j, int channels, int threads, cons
 
 /* Where the scan over time pays: both forms in turn, by the number of channels.  The ratio is the
  * median of those of the repetitions. */
-static int bench_scan(const bench_job *j, int threads) {
+static int bench_scan(const bench_job *j, const mamba_target *target, int threads) {
     enum { STATES = 16, MOST = 2048 };
     size_t n = (size_t)j->scan * MOST;
     uint64_t seed = 88172645463325252u;
@@ -575,8 +569,10 @@ static int bench_scan(const bench_job *j, int threads) {
         s.C = bc + (size_t)j->scan * STATES;
         for (r = -1; r < (int)j->reps && code == CLI_OK; r++) { /* the first one only warms up */
             int at = r < 0 ? 0 : r;
-            code = bench_scan_once(j, &s, threads, 0, &seconds[0][at]);
-            code = code == CLI_OK ? bench_scan_once(j, &s, threads, 1, &seconds[1][at]) : code;
+            code = bench_scan_once(j, target, &s, threads, 0, &seconds[0][at]);
+            if (code == CLI_OK) {
+                code = bench_scan_once(j, target, &s, threads, 1, &seconds[1][at]);
+            }
             ratio[at] = seconds[0][at] / seconds[1][at];
         }
         if (code == CLI_OK) {
@@ -717,10 +713,16 @@ static int bench_go(bench_job *j) {
         j->n_prefill = 0;
     }
     if (j->scan > 0) {
+        const mamba_target *target = NULL;
         int t;
-        bench_print_machine(j);
+        if (code == CLI_OK) {
+            code = cli_find_target(j->m.target, &target);
+        }
+        if (code == CLI_OK) {
+            bench_print_machine(j);
+        }
         for (t = 0; t < j->n_threads && code == CLI_OK; t++) {
-            code = bench_scan(j, j->threads_list[t]);
+            code = bench_scan(j, target ? target : mamba_target_best(), j->threads_list[t]);
         }
         return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;
     }
