@@ -281,8 +281,9 @@ typedef enum mamba_type {
     MAMBA_F32 = 0,
     MAMBA_F16 = 1,
     MAMBA_BF16 = 2,
-    MAMBA_Q8 = 3, /* int8, f16 scale per 32 columns: 8.5 bits per weight */
-    MAMBA_Q4 = 4  /* 4-bit codebook index, f16 scale per 32 columns: 4.5 bits per weight */
+    MAMBA_Q8 = 3, /* int8 with an 8-bit scale per 32 columns: 8.25 bits per weight */
+    MAMBA_Q6 = 4, /* 6 bits, the same scales: 6.25 bits per weight */
+    MAMBA_Q4 = 5  /* 4-bit codebook index, the same scales: 4.25 bits per weight */
 } mamba_type;
 
 /* Kinds of layers; a layer is one pre-norm residual branch  r += f(norm(r)). */
@@ -308,7 +309,7 @@ typedef struct mamba_info {
     uint64_t fingerprint;   /* identifies the file's contents; part of every saved state */
     const char *target;     /* name of the target in use */
     char architecture[32];  /* "mamba", "falcon_mamba", "mamba2", … */
-    char weight_type[16];   /* "f32", "f16", "bf16", "q8", "q4": type of the large matrices */
+    char weight_type[16];   /* "f32", "f16", "bf16", "q8", "q6", "q4": type of the large matrices */
     int32_t bos, eos, pad;  /* ids of the special tokens, -1 = none */
 } mamba_info;
 
@@ -1273,6 +1274,7 @@ static uint32_t mbi_cpu_features(void) {
 /* One weight matrix, ready for the kernels. */
 typedef struct mbi_mat {
     const unsigned char *data;
+    const float *bases; /* of the panels' scales; NULL for float types */
     uint64_t panel_bytes;
     mamba_type type;
     int n_panels;
@@ -1407,16 +1409,60 @@ static MBI_UNUSED float mbi_q4_value(unsigned index) {
     return (float)values[index & 15u];
 }
 
-/* Bytes of `cols` columns of one panel; 0 when the product overflows. */
+/* Types of integers with scales: everything from q8 on. */
+static int mbi_is_quantized(mamba_type type) {
+    return type >= MAMBA_Q8;
+}
+
+/* Bytes of the units of 32 columns. */
+static size_t mbi_group_bytes(mamba_type type) {
+    return type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256;
+}
+
+/* Where in a panel group g of 32 columns, of mbi_group_bytes each, has its units and the codes of its
+ * scales: 4 groups of codes lie in front of the units of those groups. */
+static size_t mbi_units_at(size_t group_bytes, int g) {
+    return (size_t)g * group_bytes + (size_t)(g / 4 + 1) * 64;
+}
+
+static size_t mbi_codes_at(size_t group_bytes, int g) {
+    return (size_t)(g / 4) * (4 * group_bytes + 64) + (size_t)(g % 4) * 16;
+}
+
+/* Bytes of `cols` columns of one panel. */
 static uint64_t mbi_panel_bytes(mamba_type type, uint64_t cols) {
     switch (type) {
     case MAMBA_F32: return mbi_pad(cols, 32) * 64;
     case MAMBA_F16:
     case MAMBA_BF16: return mbi_pad(cols, 32) * 32;
-    case MAMBA_Q8: return mbi_pad(cols, 64) / 64 * (1024 + 64);
-    case MAMBA_Q4: return mbi_pad(cols, 64) / 64 * (512 + 64);
+    case MAMBA_Q8:
+    case MAMBA_Q6:
+    case MAMBA_Q4:
+        return mbi_pad(cols, 64) / 32 * mbi_group_bytes(type) + mbi_pad(cols, 128) / 128 * 64;
     }
     return 0;
+}
+
+/* Bytes of the bases behind the panels of a matrix. */
+static uint64_t mbi_bases_bytes(mamba_type type, uint64_t n_panels) {
+    return mbi_is_quantized(type) ? mbi_pad(n_panels * sizeof(float), 64) : 0;
+}
+
+/* A matrix of one segment out of its bytes: n_panels panels, then their bases. */
+static mbi_mat mbi_mat_of(mamba_type type, const unsigned char *data, int n_panels, int rows,
+                          int cols) {
+    mbi_mat w;
+    memset(&w, 0, sizeof w);
+    w.data = data;
+    w.type = type;
+    w.panel_bytes = mbi_panel_bytes(type, (uint64_t)cols);
+    w.bases = mbi_is_quantized(type)
+                  ? (const float *)(const void *)(data + (size_t)n_panels * w.panel_bytes)
+                  : NULL;
+    w.n_panels = n_panels;
+    w.rows = rows;
+    w.cols = cols;
+    return w;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1513,7 +1559,14 @@ MBI_FN uint16_t MBI_T(v_u16)(const unsigned char *p) {
 }
 #define V_LOAD_F16_COL(p, i) mbi_f16_to_f32(MBI_T(v_u16)((p) + 2 * (i)))
 #define V_LOAD_BF16_COL(p, i) mbi_bf16_to_f32(MBI_T(v_u16)((p) + 2 * (i)))
+#define V_LOAD_I8(p) ((float)(signed char)(p)[0])
 #define V_LOAD_I8_COL(p, i) ((float)(signed char)(p)[i])
+#define V_LOAD_Q6_COL(p, i) MBI_T(v_q6_col)((p), (i))
+MBI_FN float MBI_T(v_q6_col)(const unsigned char *p, int i) {
+    int low = p[64 * (i / 8) + i % 4] >> 4 * (i / 4 % 2) & 15;
+    int high = p[128 + i % 4] >> 2 * (i / 4) & 3;
+    return (float)(low + 16 * high - 32);
+}
 #define V_LOAD_Q4_COL(p, i)                                                                        \
     mbi_q4_value((i) < 4 ? (p)[(i) % 4] & 15u : (unsigned)(p)[(i) % 4] >> 4)
 /* Register blocking of the products: see mbi_k_gemm. */
@@ -1575,6 +1628,17 @@ MBI_FN __m256 MBI_T(v_f16_low)(__m256i u) { /* the low halves of 8 words */
                                                     _mm256_set1_epi32((int)0xffff0000)))
 #define V_LOAD_I8_COL(p, i)                                                                        \
     _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(V_LOAD_U32(p), 24 - 8 * (i)), 24))
+#define V_LOAD_I8(p)                                                                               \
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
+#define V_LOAD_Q6_COL(p, i)                                                                        \
+    MBI_T(v_q6)(                                                                                   \
+        _mm256_srli_epi32(V_LOAD_U32((p) + 64 * ((i) / 8)), 8 * ((i) % 4) + 4 * ((i) / 4 % 2)),    \
+        _mm256_srli_epi32(V_LOAD_U32((p) + 128), 8 * ((i) % 4) + 2 * ((i) / 4)))
+MBI_FN __m256 MBI_T(v_q6)(__m256i low, __m256i high) { /* the lowest 4 and 2 bits of each */
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+    high = _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32)));
+}
 /* The shuffle reads the low 4 bits of a byte and needs its bit 7 clear: keep one nibble, in byte 3,
  * look it up there, and shift the sign down. */
 #define V_LOAD_Q4_COL(p, i)                                                                        \
@@ -1643,6 +1707,17 @@ MBI_FN __m512 MBI_T(v_exp2)(__m512 x) {
                                                     _mm512_set1_epi32((int)0xffff0000)))
 #define V_LOAD_I8_COL(p, i)                                                                        \
     _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(V_LOAD_U32(p), 24 - 8 * (i)), 24))
+#define V_LOAD_I8(p)                                                                               \
+    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
+#define V_LOAD_Q6_COL(p, i)                                                                        \
+    MBI_T(v_q6)(                                                                                   \
+        _mm512_srli_epi32(V_LOAD_U32((p) + 64 * ((i) / 8)), 8 * ((i) % 4) + 4 * ((i) / 4 % 2)),    \
+        _mm512_srli_epi32(V_LOAD_U32((p) + 128), 8 * ((i) % 4) + 2 * ((i) / 4)))
+MBI_FN __m512 MBI_T(v_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bits of each */
+    low = _mm512_and_si512(low, _mm512_set1_epi32(15));
+    high = _mm512_slli_epi32(_mm512_and_si512(high, _mm512_set1_epi32(3)), 4);
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_or_si512(low, high), _mm512_set1_epi32(32)));
+}
 /* permutexvar reads the low 4 bits of each index only */
 #define V_LOAD_Q4_COL(p, i)                                                                        \
     _mm512_permutexvar_ps(_mm512_srli_epi32(V_LOAD_U32(p), 8 * ((i) % 4) + 4 * ((i) / 4)),         \
@@ -1704,6 +1779,20 @@ MBI_FN float32x4_t MBI_T(v_i8_col)(const unsigned char *p, int i) {
     return vcvtq_f32_s32(vshrq_n_s32(u, 24));
 }
 #define V_LOAD_I8_COL(p, i) MBI_T(v_i8_col)((p), (i))
+MBI_FN float32x4_t MBI_T(v_i8)(const unsigned char *p) {
+    int16x8_t u = vmovl_s8(vcreate_s8(mbi_load_u32(p)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(u)));
+}
+#define V_LOAD_I8(p) MBI_T(v_i8)(p)
+MBI_FN float32x4_t MBI_T(v_q6_col)(const unsigned char *p, int i) {
+    int column = 8 * (i % 4);
+    uint32x4_t low = vshlq_u32(V_LOAD_U32(p + 64 * (i / 8)), vdupq_n_s32(-column - 4 * (i / 4 % 2)));
+    uint32x4_t high = vshlq_u32(V_LOAD_U32(p + 128), vdupq_n_s32(-column - 2 * (i / 4)));
+    low = vandq_u32(low, vdupq_n_u32(15));
+    high = vshlq_n_u32(vandq_u32(high, vdupq_n_u32(3)), 4);
+    return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(vorrq_u32(low, high)), vdupq_n_s32(32)));
+}
+#define V_LOAD_Q6_COL(p, i) MBI_T(v_q6_col)((p), (i))
 MBI_FN float32x4_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
     const signed char values[16] = {MBI_Q4_VALUES};
     int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4;
@@ -1772,6 +1861,19 @@ MBI_FN v128_t MBI_T(v_i8_col)(const unsigned char *p, int i) {
     return wasm_f32x4_convert_i32x4(wasm_i32x4_shr(u, 24));
 }
 #define V_LOAD_I8_COL(p, i) MBI_T(v_i8_col)((p), (i))
+#define V_LOAD_I8(p)                                                                               \
+    wasm_f32x4_convert_i32x4(                                                                      \
+        wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p))))
+MBI_FN v128_t MBI_T(v_q6_col)(const unsigned char *p, int i) {
+    unsigned column = 8u * ((unsigned)i % 4);
+    v128_t low = wasm_u32x4_shr(V_LOAD_U32(p + 64 * (i / 8)), column + 4u * ((unsigned)i / 4 % 2));
+    v128_t high = wasm_u32x4_shr(V_LOAD_U32(p + 128), column + 2u * ((unsigned)i / 4));
+    low = wasm_v128_and(low, wasm_i32x4_splat(15));
+    high = wasm_i32x4_shl(wasm_v128_and(high, wasm_i32x4_splat(3)), 4);
+    return wasm_f32x4_convert_i32x4(
+        wasm_i32x4_sub(wasm_v128_or(low, high), wasm_i32x4_splat(32)));
+}
+#define V_LOAD_Q6_COL(p, i) MBI_T(v_q6_col)((p), (i))
 MBI_FN v128_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
     const signed char values[16] = {MBI_Q4_VALUES};
     int shift = i < 4 ? 8 * i : 8 * (i - 4) + 4;
@@ -2272,13 +2374,20 @@ MBI_KERNEL void MBI_T(mbi_k_prepare)(mamba_type type, const float *x, int n, int
     (void)out;
 }
 
-/* Columns [16*b, 16*b+16) of a panel as floats, [16 columns][16 rows]: exact values, the one
+/* The scales of V_LANES rows: base * code * |code|. */
+MBI_FN vf MBI_T(mbi_scales)(const unsigned char *codes, float base) {
+    vf c = V_LOAD_I8(codes);
+    return V_MUL(V_MUL(c, V_ABS(c)), V_SET1(base));
+}
+
+/* Columns [16*b, 16*b+16) of panel p as floats, [16 columns][16 rows]: exact values, the one
  * place that knows the byte layout of each type. */
-MBI_FN void MBI_T(mbi_columns)(mamba_type type, const unsigned char *panel, int b,
-                               float *MBI_RESTRICT out) {
+MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRICT out) {
+    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
     int i;
     int c;
-    switch (type) {
+#define MBI_COLUMN(LOAD, k) V_STORE(out + (c + (k)) * MBI_LANES + i, V_MUL(LOAD(u, k), s));
+    switch (w->type) {
     case MAMBA_F32: memcpy(out, panel + (size_t)b * 1024, 1024); break;
     case MAMBA_F16:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
@@ -2300,44 +2409,51 @@ MBI_FN void MBI_T(mbi_columns)(mamba_type type, const unsigned char *panel, int 
         break;
     case MAMBA_Q8:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
-            const unsigned char *block = panel + (size_t)(b / 4) * 1088;
-            const unsigned char *u = block + (size_t)(b % 4) * 256 + 4 * i;
-            vf s = V_LOAD_F16(block + 1024 + (size_t)(b % 4 / 2) * 32 + 2 * i);
+            const unsigned char *u = panel + mbi_units_at(512, b / 2) + (size_t)(b % 2) * 256 + 4 * i;
+            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(512, b / 2) + i, w->bases[p]);
             for (c = 0; c < 16; c += 4, u += 64) {
-                V_STORE(out + c * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 0), s));
-                V_STORE(out + (c + 1) * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 1), s));
-                V_STORE(out + (c + 2) * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 2), s));
-                V_STORE(out + (c + 3) * MBI_LANES + i, V_MUL(V_LOAD_I8_COL(u, 3), s));
+                MBI_COLUMN(V_LOAD_I8_COL, 0) MBI_COLUMN(V_LOAD_I8_COL, 1)
+                MBI_COLUMN(V_LOAD_I8_COL, 2) MBI_COLUMN(V_LOAD_I8_COL, 3)
             }
+        }
+        break;
+    case MAMBA_Q6:
+        for (i = 0; i < MBI_LANES; i += V_LANES) {
+            const unsigned char *u = panel + mbi_units_at(384, b / 2) + (size_t)(b % 2) * 192 + 4 * i;
+            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(384, b / 2) + i, w->bases[p]);
+            c = 0;
+            MBI_COLUMN(V_LOAD_Q6_COL, 0) MBI_COLUMN(V_LOAD_Q6_COL, 1)
+            MBI_COLUMN(V_LOAD_Q6_COL, 2) MBI_COLUMN(V_LOAD_Q6_COL, 3)
+            MBI_COLUMN(V_LOAD_Q6_COL, 4) MBI_COLUMN(V_LOAD_Q6_COL, 5)
+            MBI_COLUMN(V_LOAD_Q6_COL, 6) MBI_COLUMN(V_LOAD_Q6_COL, 7)
+            MBI_COLUMN(V_LOAD_Q6_COL, 8) MBI_COLUMN(V_LOAD_Q6_COL, 9)
+            MBI_COLUMN(V_LOAD_Q6_COL, 10) MBI_COLUMN(V_LOAD_Q6_COL, 11)
+            MBI_COLUMN(V_LOAD_Q6_COL, 12) MBI_COLUMN(V_LOAD_Q6_COL, 13)
+            MBI_COLUMN(V_LOAD_Q6_COL, 14) MBI_COLUMN(V_LOAD_Q6_COL, 15)
         }
         break;
     case MAMBA_Q4:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
-            const unsigned char *block = panel + (size_t)(b / 4) * 576;
-            const unsigned char *u = block + (size_t)(b % 4) * 128 + 4 * i;
-            vf s = V_LOAD_F16(block + 512 + (size_t)(b % 4 / 2) * 32 + 2 * i);
+            const unsigned char *u = panel + mbi_units_at(256, b / 2) + (size_t)(b % 2) * 128 + 4 * i;
+            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(256, b / 2) + i, w->bases[p]);
             for (c = 0; c < 16; c += 8, u += 64) {
-                V_STORE(out + c * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 0), s));
-                V_STORE(out + (c + 1) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 1), s));
-                V_STORE(out + (c + 2) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 2), s));
-                V_STORE(out + (c + 3) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 3), s));
-                V_STORE(out + (c + 4) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 4), s));
-                V_STORE(out + (c + 5) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 5), s));
-                V_STORE(out + (c + 6) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 6), s));
-                V_STORE(out + (c + 7) * MBI_LANES + i, V_MUL(V_LOAD_Q4_COL(u, 7), s));
+                MBI_COLUMN(V_LOAD_Q4_COL, 0) MBI_COLUMN(V_LOAD_Q4_COL, 1)
+                MBI_COLUMN(V_LOAD_Q4_COL, 2) MBI_COLUMN(V_LOAD_Q4_COL, 3)
+                MBI_COLUMN(V_LOAD_Q4_COL, 4) MBI_COLUMN(V_LOAD_Q4_COL, 5)
+                MBI_COLUMN(V_LOAD_Q4_COL, 6) MBI_COLUMN(V_LOAD_Q4_COL, 7)
             }
         }
         break;
+#undef MBI_COLUMN
     }
 }
 
 MBI_KERNEL void MBI_T(mbi_k_row)(const mbi_mat *w, int row, float *out, size_t out_block) {
     float columns[16 * MBI_LANES];
-    const unsigned char *panel = w->data + (size_t)(row / MBI_LANES) * w->panel_bytes;
     int b;
     int c;
     for (b = 0; b * 16 < w->cols; b++) {
-        MBI_T(mbi_columns)(w->type, panel, b, columns);
+        MBI_T(mbi_columns)(w, row / MBI_LANES, b, columns);
         for (c = 0; c < 16; c++) {
             out[(size_t)b * out_block + (size_t)c] =
                 b * 16 + c < w->cols ? columns[c * MBI_LANES + row % MBI_LANES] : 0.0f;
@@ -2479,11 +2595,13 @@ MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels
     vf a##v = V_LOAD(acc + (v) * V_LANES);
 #define MBI_GEMV_OUT(v, t) V_STORE(acc + (v) * V_LANES, a##v);
 #define MBI_GEMV_UNIT(v, t) const unsigned char *u##v = p##v + at + 4 * r##v;
-#define MBI_GEMV_SCALE(v, t) vf s##v = V_LOAD_F16(p##v + scale_at + 2 * r##v);
+#define MBI_GEMV_SCALE(v, t)                                                                       \
+    vf s##v = MBI_T(mbi_scales)(p##v + codes_at + r##v, bases[(row + (v) * V_LANES) / MBI_LANES]);
 #define MBI_GEMV_NEXT(v, t) u##v += 64;
 #define MBI_GEMV_F16(v, i) a##v = V_FMA(V_LOAD_F16_COL(u##v, i), xt, a##v);
 #define MBI_GEMV_BF16(v, i) a##v = V_FMA(V_LOAD_BF16_COL(u##v, i), xt, a##v);
 #define MBI_GEMV_Q8(v, i) a##v = V_FMA(V_MUL(V_LOAD_I8_COL(u##v, i), s##v), xt, a##v);
+#define MBI_GEMV_Q6(v, i) a##v = V_FMA(V_MUL(V_LOAD_Q6_COL(u##v, i), s##v), xt, a##v);
 #define MBI_GEMV_Q4(v, i) a##v = V_FMA(V_MUL(V_LOAD_Q4_COL(u##v, i), s##v), xt, a##v);
 #define MBI_GEMV_COLUMN(V, ADD, i)                                                                 \
     xt = V_SET1(x[c + (i)]);                                                                       \
@@ -2494,20 +2612,26 @@ MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels
 #define MBI_GEMV_8(V, ADD)                                                                         \
     MBI_GEMV_4(V, ADD) MBI_GEMV_COLUMN(V, ADD, 4) MBI_GEMV_COLUMN(V, ADD, 5)                       \
     MBI_GEMV_COLUMN(V, ADD, 6) MBI_GEMV_COLUMN(V, ADD, 7)
-/* A unit holds UNIT columns, BYTES are 64 columns and their scales; SCALES loads those. */
+#define MBI_GEMV_16(V, ADD)                                                                        \
+    MBI_GEMV_8(V, ADD)                                                                             \
+    MBI_GEMV_COLUMN(V, ADD, 8) MBI_GEMV_COLUMN(V, ADD, 9) MBI_GEMV_COLUMN(V, ADD, 10)              \
+    MBI_GEMV_COLUMN(V, ADD, 11) MBI_GEMV_COLUMN(V, ADD, 12) MBI_GEMV_COLUMN(V, ADD, 13)            \
+    MBI_GEMV_COLUMN(V, ADD, 14) MBI_GEMV_COLUMN(V, ADD, 15)
+/* A unit holds UNIT columns, BYTES are those of 16 columns; SCALES loads their scales. */
 #define MBI_GEMV_KERNEL(name, V, UNIT, EACH, ADD, BYTES, SCALES)                                   \
-    MBI_KERNEL void MBI_T(name)(const unsigned char *panel, size_t stride, int row,                \
-                                const float *x, size_t x_block, int n_blocks, float *acc) {        \
+    MBI_KERNEL void MBI_T(name)(const unsigned char *panel, size_t stride, const float *bases,     \
+                                int row, const float *x, size_t x_block, int n_blocks,             \
+                                float *acc) {                                                      \
         int b;                                                                                     \
         V(MBI_GEMV_IN, 0)                                                                          \
         for (b = 0; b < n_blocks; b++, x += x_block) {                                             \
-            size_t at = (size_t)(b / 4) * (BYTES) + (size_t)(b % 4) * (16 / (UNIT) * 64);          \
-            size_t scale_at = (size_t)(b / 4) * (BYTES) + 64 / (UNIT) * 64 +                       \
-                              (size_t)(b % 4 / 2) * 32;                                            \
+            size_t at = bases ? mbi_units_at(2 * (BYTES), b / 2) + (size_t)(b % 2) * (BYTES)       \
+                              : (size_t)b * (BYTES);                                               \
+            size_t codes_at = mbi_codes_at(2 * (BYTES), b / 2);                                    \
             int c;                                                                                 \
             V(SCALES, 0)                                                                           \
             V(MBI_GEMV_UNIT, 0)                                                                    \
-            (void)scale_at;                                                                        \
+            (void)codes_at;                                                                        \
             for (c = 0; c < 16; c += (UNIT)) {                                                     \
                 vf xt;                                                                             \
                 EACH(V, ADD)                                                                       \
@@ -2517,14 +2641,14 @@ MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels
         V(MBI_GEMV_OUT, 0)                                                                         \
     }
 #define MBI_GEMV_NONE(v, t)
-MBI_GEMV_KERNEL(mbi_gemv_f16, V_GEMV_V, 2, MBI_GEMV_2, MBI_GEMV_F16, 2048, MBI_GEMV_NONE)
-MBI_GEMV_KERNEL(mbi_gemv_f16_v1, MBI_V1, 2, MBI_GEMV_2, MBI_GEMV_F16, 2048, MBI_GEMV_NONE)
-MBI_GEMV_KERNEL(mbi_gemv_bf16, V_GEMV_V, 2, MBI_GEMV_2, MBI_GEMV_BF16, 2048, MBI_GEMV_NONE)
-MBI_GEMV_KERNEL(mbi_gemv_bf16_v1, MBI_V1, 2, MBI_GEMV_2, MBI_GEMV_BF16, 2048, MBI_GEMV_NONE)
-MBI_GEMV_KERNEL(mbi_gemv_q8, V_GEMM_V, 4, MBI_GEMV_4, MBI_GEMV_Q8, 1088, MBI_GEMV_SCALE)
-MBI_GEMV_KERNEL(mbi_gemv_q8_v1, MBI_V1, 4, MBI_GEMV_4, MBI_GEMV_Q8, 1088, MBI_GEMV_SCALE)
-MBI_GEMV_KERNEL(mbi_gemv_q4, V_GEMM_V, 8, MBI_GEMV_8, MBI_GEMV_Q4, 576, MBI_GEMV_SCALE)
-MBI_GEMV_KERNEL(mbi_gemv_q4_v1, MBI_V1, 8, MBI_GEMV_8, MBI_GEMV_Q4, 576, MBI_GEMV_SCALE)
+#define MBI_GEMV_TYPE(name, V, UNIT, EACH, ADD, BYTES, SCALES)                                     \
+    MBI_GEMV_KERNEL(name, V, UNIT, EACH, ADD, BYTES, SCALES)                                       \
+    MBI_GEMV_KERNEL(name##_v1, MBI_V1, UNIT, EACH, ADD, BYTES, SCALES)
+MBI_GEMV_TYPE(mbi_gemv_f16, V_GEMV_V, 2, MBI_GEMV_2, MBI_GEMV_F16, 512, MBI_GEMV_NONE)
+MBI_GEMV_TYPE(mbi_gemv_bf16, V_GEMV_V, 2, MBI_GEMV_2, MBI_GEMV_BF16, 512, MBI_GEMV_NONE)
+MBI_GEMV_TYPE(mbi_gemv_q8, V_GEMM_V, 4, MBI_GEMV_4, MBI_GEMV_Q8, 256, MBI_GEMV_SCALE)
+MBI_GEMV_TYPE(mbi_gemv_q6, V_GEMM_V, 16, MBI_GEMV_16, MBI_GEMV_Q6, 192, MBI_GEMV_SCALE)
+MBI_GEMV_TYPE(mbi_gemv_q4, V_GEMM_V, 8, MBI_GEMV_8, MBI_GEMV_Q4, 128, MBI_GEMV_SCALE)
 #undef MBI_GEMV_IN
 #undef MBI_GEMV_OUT
 #undef MBI_GEMV_UNIT
@@ -2533,13 +2657,16 @@ MBI_GEMV_KERNEL(mbi_gemv_q4_v1, MBI_V1, 8, MBI_GEMV_8, MBI_GEMV_Q4, 576, MBI_GEM
 #undef MBI_GEMV_F16
 #undef MBI_GEMV_BF16
 #undef MBI_GEMV_Q8
+#undef MBI_GEMV_Q6
 #undef MBI_GEMV_Q4
 #undef MBI_GEMV_COLUMN
 #undef MBI_GEMV_2
 #undef MBI_GEMV_4
 #undef MBI_GEMV_8
+#undef MBI_GEMV_16
 #undef MBI_GEMV_KERNEL
 #undef MBI_GEMV_NONE
+#undef MBI_GEMV_TYPE
 #undef MBI_V1
 #undef MBI_V2
 #undef MBI_V4
@@ -2547,17 +2674,16 @@ MBI_GEMV_KERNEL(mbi_gemv_q4_v1, MBI_V1, 8, MBI_GEMV_8, MBI_GEMV_Q4, 576, MBI_GEM
 
 MBI_KERNEL void MBI_T(mbi_gemv)(const mbi_gemm *g, int p0, int p1, int t) {
     enum { GROUP = 4 };
-    typedef void kernel(const unsigned char *, size_t, int, const float *, size_t, int, float *);
+    typedef void kernel(const unsigned char *, size_t, const float *, int, const float *, size_t,
+                        int, float *);
+    static kernel *const kernels[5][2] = {{MBI_T(mbi_gemv_f16), MBI_T(mbi_gemv_f16_v1)},
+                                          {MBI_T(mbi_gemv_bf16), MBI_T(mbi_gemv_bf16_v1)},
+                                          {MBI_T(mbi_gemv_q8), MBI_T(mbi_gemv_q8_v1)},
+                                          {MBI_T(mbi_gemv_q6), MBI_T(mbi_gemv_q6_v1)},
+                                          {MBI_T(mbi_gemv_q4), MBI_T(mbi_gemv_q4_v1)}};
     const mbi_mat *w = g->w;
-    kernel *many = w->type == MAMBA_F16    ? MBI_T(mbi_gemv_f16)
-                   : w->type == MAMBA_BF16 ? MBI_T(mbi_gemv_bf16)
-                   : w->type == MAMBA_Q8   ? MBI_T(mbi_gemv_q8)
-                                           : MBI_T(mbi_gemv_q4);
-    kernel *one = w->type == MAMBA_F16    ? MBI_T(mbi_gemv_f16_v1)
-                  : w->type == MAMBA_BF16 ? MBI_T(mbi_gemv_bf16_v1)
-                  : w->type == MAMBA_Q8   ? MBI_T(mbi_gemv_q8_v1)
-                                          : MBI_T(mbi_gemv_q4_v1);
-    int step = V_LANES * (w->type < MAMBA_Q8 ? V_GEMV_NV : V_GEMM_NV); /* rows of `many` */
+    kernel *const *of_type = kernels[w->type - MAMBA_F16];
+    int step = V_LANES * (mbi_is_quantized(w->type) ? V_GEMM_NV : V_GEMV_NV); /* rows of [0] */
     const float *x = (const float *)g->x + (size_t)t * MBI_LANES;
     int p;
     for (p = p0; p < p1; p += GROUP) {
@@ -2571,8 +2697,9 @@ MBI_KERNEL void MBI_T(mbi_gemv)(const mbi_gemm *g, int p0, int p1, int t) {
         for (row = 0; row < n_panels * MBI_LANES;) {
             int full = n_panels * MBI_LANES - row >= step;
             const unsigned char *panel = w->data + (size_t)(p + row / MBI_LANES) * w->panel_bytes;
-            (full ? many : one)(panel, (size_t)w->panel_bytes, row % MBI_LANES, x,
-                                (size_t)g->n_tokens * MBI_LANES, (w->cols + 15) / 16, acc + row);
+            of_type[!full](panel, (size_t)w->panel_bytes,
+                           w->bases ? w->bases + p + row / MBI_LANES : NULL, row % MBI_LANES, x, (size_t)g->n_tokens * MBI_LANES,
+                           (w->cols + 15) / 16, acc + row);
             row += full ? step : V_LANES;
         }
         for (i = 0; i < n_panels; i++) {
@@ -2620,7 +2747,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
                 if (w->type != MAMBA_F32) {
                     for (i = 0; i < n_panels; i++) {
                         for (t = 0; t < count; t++) {
-                            MBI_T(mbi_columns)(w->type, data + (size_t)i * w->panel_bytes, b + t,
+                            MBI_T(mbi_columns)(w, p + i, b + t,
                                                expanded + i * PANEL + t * 16 * MBI_LANES);
                         }
                     }
@@ -2672,6 +2799,14 @@ MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
     return _mm512_shuffle_epi8(values, u);
 }
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
+MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bits of each byte */
+    low = _mm512_and_si512(low, _mm512_set1_epi8(15));
+    high = _mm512_and_si512(_mm512_slli_epi16(high, 4), _mm512_set1_epi8(48));
+    return _mm512_add_epi8(_mm512_or_si512(low, high), _mm512_set1_epi8(128 - 32));
+}
+#define I_LOAD_Q6(p, j)                                                                            \
+    MBI_T(i_q6)(_mm512_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
+                _mm512_srli_epi16(V_LOAD_U32((p) + 128), 2 * (j)))
 #define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), (x)) /* acc[row] += sum of 4 columns */
 /* Register blocking: vectors and tokens of a tile; the vectors of a panel. */
 #define I_TILE_V MBI_V2
@@ -2696,6 +2831,14 @@ MBI_FN __m256i MBI_T(i_load_q4)(const unsigned char *p, int high) {
     return _mm256_shuffle_epi8(values, u);
 }
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
+MBI_FN __m256i MBI_T(i_q6)(__m256i low, __m256i high) { /* the lowest 4 and 2 bits of each byte */
+    low = _mm256_and_si256(low, _mm256_set1_epi8(15));
+    high = _mm256_and_si256(_mm256_slli_epi16(high, 4), _mm256_set1_epi8(48));
+    return _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
+}
+#define I_LOAD_Q6(p, j)                                                                            \
+    MBI_T(i_q6)(_mm256_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
+                _mm256_srli_epi16(V_LOAD_U32((p) + 128), 2 * (j)))
 /* maddubs wants unsigned by signed: |w| * (x with the sign of w).  Two products add up to at most
  * 2*128*127, so that nothing saturates. */
 MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, __m256i x) {
@@ -2725,6 +2868,14 @@ MBI_FN int32x4_t MBI_T(i_load_q4)(const unsigned char *p, int high) {
     return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(values), u));
 }
 #define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
+MBI_FN int32x4_t MBI_T(i_load_q6)(const unsigned char *p, int j) {
+    uint8x16_t low = vshlq_u8(vld1q_u8(p + 64 * (j / 2)), vdupq_n_s8((signed char)(-4 * (j % 2))));
+    uint8x16_t high = vshlq_u8(vld1q_u8(p + 128), vdupq_n_s8((signed char)(-2 * j)));
+    low = vandq_u8(low, vdupq_n_u8(15));
+    high = vshlq_n_u8(vandq_u8(high, vdupq_n_u8(3)), 4);
+    return vreinterpretq_s32_u8(vsubq_u8(vorrq_u8(low, high), vdupq_n_u8(32)));
+}
+#define I_LOAD_Q6(p, j) MBI_T(i_load_q6)((p), (j))
 #define I_DOT(acc, w, x) vdotq_s32((acc), vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x))
 #define I_TILE_V MBI_V4
 #define I_TILE_NV 4
@@ -2737,7 +2888,7 @@ MBI_FN int32x4_t MBI_T(i_load_q4)(const unsigned char *p, int high) {
 #define MBI_INT8_FN static MBI_INT8_ATTRIBUTE MBI_NOINLINE
 
 MBI_INT8_FN size_t MBI_I(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tokens) {
-    if (type != MAMBA_Q8 && type != MAMBA_Q4) {
+    if (!mbi_is_quantized(type)) {
         return MBI_T(mbi_k_prepared_bytes)(type, n, n_tokens);
     }
     return (size_t)mbi_pad((uint64_t)n, 64) / 32 * (size_t)n_tokens * 40;
@@ -2788,7 +2939,7 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
     unsigned char *group = (unsigned char *)out;
     int g;
     int t;
-    if (type != MAMBA_Q8 && type != MAMBA_Q4) {
+    if (!mbi_is_quantized(type)) {
         MBI_T(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, out);
         return;
     }
@@ -2809,38 +2960,41 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
 #endif
 /* Columns 4j to 4j+3 of a group, whose first unit is at p. */
 #define MBI_INT8_Q8(p, j) I_LOAD_Q8((p) + 64 * (j))
+#define MBI_INT8_Q6(p, j) I_LOAD_Q6((p) + 192 * ((j) / 4), (j) % 4)
 #define MBI_INT8_Q4(p, j) I_LOAD_Q4((p) + 64 * ((j) / 2), (j) % 2)
 #define MBI_INT8_READY(p, j) I_LOAD((p) + 64 * (j))
 #define MBI_INT8_EACH(X, V, N, LOAD)                                                               \
     X(V, N, LOAD, 0) X(V, N, LOAD, 1) X(V, N, LOAD, 2) X(V, N, LOAD, 3)                            \
     X(V, N, LOAD, 4) X(V, N, LOAD, 5) X(V, N, LOAD, 6) X(V, N, LOAD, 7)
 
-/* Groups [g, g+n) of a panel as bytes that I_DOT takes, with scales in float: 576 bytes a group. */
-MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, const unsigned char *panel, int g, int n,
+/* Groups [g, g+n) of panel p as bytes that I_DOT takes, with scales in float: 576 bytes a group. */
+MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
                                         unsigned char *out) {
-    size_t data = w->type == MAMBA_Q8 ? 1024 : 512;
+    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
+    size_t bytes = mbi_group_bytes(w->type);
     for (; n > 0; n--, g++, out += 576) {
-        const unsigned char *block = panel + (size_t)(g / 2) * (data + 64);
-        const unsigned char *unit = block + (size_t)(g % 2) * (data / 2);
-        const unsigned char *scale = block + data + (size_t)(g % 2) * 32;
+        const unsigned char *unit = panel + mbi_units_at(bytes, g);
         int i;
         for (i = 0; i < MBI_LANES; i += V_LANES) {
 #define MBI_INT8_EXPAND(V, N, LOAD, j) I_STORE(out + 64 * (j) + 4 * i, LOAD(unit + 4 * i, j));
             if (w->type == MAMBA_Q8) {
                 MBI_INT8_EACH(MBI_INT8_EXPAND, , , MBI_INT8_Q8)
+            } else if (w->type == MAMBA_Q6) {
+                MBI_INT8_EACH(MBI_INT8_EXPAND, , , MBI_INT8_Q6)
             } else {
                 MBI_INT8_EACH(MBI_INT8_EXPAND, , , MBI_INT8_Q4)
             }
 #undef MBI_INT8_EXPAND
-            V_STORE((float *)(void *)(out + 512) + i, V_LOAD_F16(scale + 2 * i));
+            V_STORE((float *)(void *)(out + 512) + i,
+                    MBI_T(mbi_scales)(panel + mbi_codes_at(bytes, g) + i, w->bases[p]));
         }
     }
 }
 
 /* One register block: acc[t][v] over n groups, for NV vectors of V_LANES rows from row `row` of the
  * panel at w on (panels `stride` bytes apart) and N tokens from x on.  Group k of the weights lies
- * at w + UNITS(k), its scales at w + SCALES(k); group k of the activations x_group bytes after group
- * k-1, scales of activations x_scales bytes behind their bytes. */
+ * at w + UNITS, its scales, or their codes for `base`, at w + SCALES; group k of the activations
+ * x_group bytes after group k-1, scales of activations x_scales bytes behind their bytes. */
 #define MBI_V1(X, t) X(0, t)
 #define MBI_V2(X, t) X(0, t) X(1, t)
 #define MBI_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
@@ -2875,12 +3029,13 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, const unsigned char *p
         N(V, MBI_INT8_TOKEN)                                                                       \
     }
 #define MBI_INT8_W_MBI_INT8_Q8(v, j) vi w##v = MBI_INT8_Q8(p##v + units + 4 * r##v, j);
+#define MBI_INT8_W_MBI_INT8_Q6(v, j) vi w##v = MBI_INT8_Q6(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_Q4(v, j) vi w##v = MBI_INT8_Q4(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_READY(v, j) vi w##v = MBI_INT8_READY(p##v + units + 4 * r##v, j);
-#define MBI_INT8_F16(v, t) vf c##v = V_LOAD_F16(p##v + scales + 2 * r##v);
+#define MBI_INT8_CODES(v, t) vf c##v = MBI_T(mbi_scales)(p##v + scales + r##v, base);
 #define MBI_INT8_F32(v, t) vf c##v = V_LOAD((const float *)(const void *)(p##v + scales) + r##v);
 #define MBI_INT8_KERNEL(name, V, N, LOAD, UNITS, SCALES, C, LINES)                                 \
-    MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, int row,                   \
+    MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, float base, int row,       \
                                  const unsigned char *x, size_t x_group, size_t x_scales, int n,   \
                                  float *acc, int acc_token, const unsigned char *next) {           \
         int k;                                                                                     \
@@ -2903,16 +3058,17 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, const unsigned char *p
         }                                                                                          \
         N(V, MBI_INT8_STORE)                                                                       \
         (void)acc_token;                                                                           \
+        (void)base;                                                                                \
     }
-#define MBI_INT8_FILE(name, TYPE, DATA)                                                            \
-    MBI_INT8_KERNEL(name, I_PANEL_V, MBI_N1, TYPE, (size_t)(k / 2) * ((DATA) + 64) +               \
-                    (size_t)(k % 2) * ((DATA) / 2), (size_t)(k / 2) * ((DATA) + 64) + (DATA) +     \
-                    (size_t)(k % 2) * 32, MBI_INT8_F16, (DATA) / 128 + k % 2)
+#define MBI_INT8_FILE(name, TYPE, BYTES)                                                           \
+    MBI_INT8_KERNEL(name, I_PANEL_V, MBI_N1, TYPE, mbi_units_at((BYTES), k),                       \
+                    mbi_codes_at((BYTES), k), MBI_INT8_CODES, (BYTES) / 64 + (k % 4 == 0))
 #define MBI_INT8_EXPANDED(name, N)                                                                 \
     MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_READY, (size_t)k * 576, (size_t)k * 576 + 512,     \
                     MBI_INT8_F32, 0)
-MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 1024)
-MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 512)
+MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 512)
+MBI_INT8_FILE(mbi_int8_q6, MBI_INT8_Q6, 384)
+MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 256)
 MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
 
@@ -2931,8 +3087,10 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
             for (i = 0; i < MBI_LANES; i += V_LANES) {
                 V_STORE(acc + i, g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
             }
-            (w->type == MAMBA_Q8 ? MBI_I(mbi_int8_q8) : MBI_I(mbi_int8_q4))(
-                w->data + (size_t)p * w->panel_bytes, 0, 0,
+            (w->type == MAMBA_Q8   ? MBI_I(mbi_int8_q8)
+             : w->type == MAMBA_Q6 ? MBI_I(mbi_int8_q6)
+                                   : MBI_I(mbi_int8_q4))(
+                w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
                 (const unsigned char *)g->x + (size_t)t * 32, x_scales + (size_t)g->n_tokens * 8,
                 x_scales - (size_t)t * 24, (w->cols + 31) / 32, acc, 0,
                 w->prefetch && t == t0 && p + 1 < p1 ? w->data + (size_t)(p + 1) * w->panel_bytes
@@ -2954,7 +3112,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
     int n_groups = (w->cols + 31) / 32;
     int start;
     int p;
-    if (w->type != MAMBA_Q8 && w->type != MAMBA_Q4) {
+    if (!mbi_is_quantized(w->type)) {
         MBI_T(mbi_k_gemm)(g, p0, p1, t0, t1);
         return;
     }
@@ -2981,15 +3139,14 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
-                    MBI_I(mbi_int8_expand)(w, w->data + (size_t)panel * w->panel_bytes, k, count,
-                                           expanded + i * STRIDE);
+                    MBI_I(mbi_int8_expand)(w, panel, k, count, expanded + i * STRIDE);
                 }
                 for (t = 0; t < n;) {
                     int full = n - t >= I_TILE_NT;
                     size_t at = (size_t)(start + t);
                     for (i = 0; i < WIDTH; i += I_TILE_NV * V_LANES) {
                         (full ? MBI_I(mbi_int8_tile) : MBI_I(mbi_int8_tile_1))(
-                            expanded, STRIDE, i, x + at * 32, x_group,
+                            expanded, STRIDE, 0.0f, i, x + at * 32, x_group,
                             (size_t)g->n_tokens * 32 - at * 24, count, acc + t * WIDTH + i, WIDTH,
                             NULL);
                     }
@@ -3002,8 +3159,6 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
         }
     }
 }
-#undef MBI_INT8_Q8
-#undef MBI_INT8_Q4
 #undef MBI_INT8_READY
 #undef MBI_INT8_EACH
 #undef MBI_V1
@@ -3026,9 +3181,10 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
 #undef MBI_INT8_END
 #undef MBI_INT8_STEP
 #undef MBI_INT8_W_MBI_INT8_Q8
+#undef MBI_INT8_W_MBI_INT8_Q6
 #undef MBI_INT8_W_MBI_INT8_Q4
 #undef MBI_INT8_W_MBI_INT8_READY
-#undef MBI_INT8_F16
+#undef MBI_INT8_CODES
 #undef MBI_INT8_F32
 #undef MBI_INT8_KERNEL
 #undef MBI_INT8_FILE
@@ -3064,44 +3220,40 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
 
 /* One group of one panel for 8 rows from `row` on, tokens [t0, t0+2*n_pairs): acc[pair][16][2]
  * += …  Its 16 vectors of weights stay in registers while the tokens pass. */
-MBI_I8MM_FN void mbi_i8mm_product(const mbi_mat *w, const unsigned char *panel, int row, int g,
+MBI_I8MM_FN void mbi_i8mm_product(const mbi_mat *w, int p, int row, int g,
                                   const unsigned char *x, int n_tokens, int t0, int n_pairs,
                                   float *acc) {
-    size_t data = w->type == MAMBA_Q8 ? 1024 : 512;
-    const unsigned char *block = panel + (size_t)(g / 2) * (data + 64);
-    const unsigned char *unit = block + (size_t)(g % 2) * (data / 2) + 4 * row;
+    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
+    size_t bytes = mbi_group_bytes(w->type);
+    const unsigned char *unit = panel + mbi_units_at(bytes, g) + 4 * row;
+    const unsigned char *codes = panel + mbi_codes_at(bytes, g) + row;
     const unsigned char *scales = x + (size_t)n_tokens * 32 + (size_t)t0 * 8;
-    vf scale = V_LOAD_F16(block + data + (size_t)(g % 2) * 32 + 2 * row);
-    vf scale0 = vzip1q_f32(scale, scale);
-    vf scale1 = vzip2q_f32(scale, scale);
-    vf scale2;
-    vf scale3;
+    vf low = MBI_T(mbi_scales)(codes, w->bases[p]);
+    vf high = MBI_T(mbi_scales)(codes + 4, w->bases[p]);
+    vf scale0 = vzip1q_f32(low, low);
+    vf scale1 = vzip2q_f32(low, low);
+    vf scale2 = vzip1q_f32(high, high);
+    vf scale3 = vzip2q_f32(high, high);
     int8x16_t a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3;
     int i;
-    scale = V_LOAD_F16(block + data + (size_t)(g % 2) * 32 + 2 * row + 8);
-    scale2 = vzip1q_f32(scale, scale);
-    scale3 = vzip2q_f32(scale, scale);
+#define MBI_I8MM_EIGHT(LOAD)                                                                       \
+    MBI_I8MM_ROWS(a0, b0, LOAD(unit, 0), LOAD(unit, 1))                                            \
+    MBI_I8MM_ROWS(a1, b1, LOAD(unit, 2), LOAD(unit, 3))                                            \
+    MBI_I8MM_ROWS(a2, b2, LOAD(unit, 4), LOAD(unit, 5))                                            \
+    MBI_I8MM_ROWS(a3, b3, LOAD(unit, 6), LOAD(unit, 7))                                            \
+    unit += 16;                                                                                    \
+    MBI_I8MM_ROWS(c0, d0, LOAD(unit, 0), LOAD(unit, 1))                                            \
+    MBI_I8MM_ROWS(c1, d1, LOAD(unit, 2), LOAD(unit, 3))                                            \
+    MBI_I8MM_ROWS(c2, d2, LOAD(unit, 4), LOAD(unit, 5))                                            \
+    MBI_I8MM_ROWS(c3, d3, LOAD(unit, 6), LOAD(unit, 7))
     if (w->type == MAMBA_Q8) {
-        MBI_I8MM_ROWS(a0, b0, I_LOAD_Q8(unit), I_LOAD_Q8(unit + 64))
-        MBI_I8MM_ROWS(a1, b1, I_LOAD_Q8(unit + 128), I_LOAD_Q8(unit + 192))
-        MBI_I8MM_ROWS(a2, b2, I_LOAD_Q8(unit + 256), I_LOAD_Q8(unit + 320))
-        MBI_I8MM_ROWS(a3, b3, I_LOAD_Q8(unit + 384), I_LOAD_Q8(unit + 448))
-        unit += 16;
-        MBI_I8MM_ROWS(c0, d0, I_LOAD_Q8(unit), I_LOAD_Q8(unit + 64))
-        MBI_I8MM_ROWS(c1, d1, I_LOAD_Q8(unit + 128), I_LOAD_Q8(unit + 192))
-        MBI_I8MM_ROWS(c2, d2, I_LOAD_Q8(unit + 256), I_LOAD_Q8(unit + 320))
-        MBI_I8MM_ROWS(c3, d3, I_LOAD_Q8(unit + 384), I_LOAD_Q8(unit + 448))
+        MBI_I8MM_EIGHT(MBI_INT8_Q8)
+    } else if (w->type == MAMBA_Q6) {
+        MBI_I8MM_EIGHT(MBI_INT8_Q6)
     } else {
-        MBI_I8MM_ROWS(a0, b0, I_LOAD_Q4(unit, 0), I_LOAD_Q4(unit, 1))
-        MBI_I8MM_ROWS(a1, b1, I_LOAD_Q4(unit + 64, 0), I_LOAD_Q4(unit + 64, 1))
-        MBI_I8MM_ROWS(a2, b2, I_LOAD_Q4(unit + 128, 0), I_LOAD_Q4(unit + 128, 1))
-        MBI_I8MM_ROWS(a3, b3, I_LOAD_Q4(unit + 192, 0), I_LOAD_Q4(unit + 192, 1))
-        unit += 16;
-        MBI_I8MM_ROWS(c0, d0, I_LOAD_Q4(unit, 0), I_LOAD_Q4(unit, 1))
-        MBI_I8MM_ROWS(c1, d1, I_LOAD_Q4(unit + 64, 0), I_LOAD_Q4(unit + 64, 1))
-        MBI_I8MM_ROWS(c2, d2, I_LOAD_Q4(unit + 128, 0), I_LOAD_Q4(unit + 128, 1))
-        MBI_I8MM_ROWS(c3, d3, I_LOAD_Q4(unit + 192, 0), I_LOAD_Q4(unit + 192, 1))
+        MBI_I8MM_EIGHT(MBI_INT8_Q4)
     }
+#undef MBI_I8MM_EIGHT
     x += (size_t)t0 * 32;
     acc += 2 * row;
     for (i = 0; i < n_pairs; i++, x += 64, scales += 16, acc += 2 * MBI_LANES) {
@@ -3146,7 +3298,7 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
     int n_groups = (w->cols + 31) / 32;
     int p;
     int start;
-    if ((w->type != MAMBA_Q8 && w->type != MAMBA_Q4) || t1 - t0 < 2) {
+    if (!mbi_is_quantized(w->type) || t1 - t0 < 2) {
         MBI_I(mbi_k_gemm)(g, p0, p1, t0, t1);
         return;
     }
@@ -3155,7 +3307,6 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
         t1--;
     }
     for (p = p0; p < p1; p++) {
-        const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
         for (start = t0; start < t1; start += TILE) {
             int end = mbi_min_int(start + TILE, t1);
             int n_pairs = (end - start) / 2;
@@ -3172,8 +3323,8 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
             for (k = 0; k < n_groups; k++) {
                 const unsigned char *x = (const unsigned char *)g->x +
                                          (size_t)k * (size_t)g->n_tokens * 40;
-                mbi_i8mm_product(w, panel, 0, k, x, g->n_tokens, start, n_pairs, acc);
-                mbi_i8mm_product(w, panel, 8, k, x, g->n_tokens, start, n_pairs, acc);
+                mbi_i8mm_product(w, p, 0, k, x, g->n_tokens, start, n_pairs, acc);
+                mbi_i8mm_product(w, p, 8, k, x, g->n_tokens, start, n_pairs, acc);
             }
             for (t = 0; t < n_pairs; t++) {
                 mbi_i8mm_unpair(acc + 2 * t * MBI_LANES);
@@ -3184,6 +3335,9 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
 }
 #undef MBI_I8MM_FN
 #endif /* MBI_NEON && MBI_BUILD_NEON_I8MM */
+#undef MBI_INT8_Q8
+#undef MBI_INT8_Q6
+#undef MBI_INT8_Q4
 
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_amx   Products by AMX matrix tiles                                           (private)
@@ -3254,7 +3408,7 @@ typedef struct mbi_amx_shape {
 } mbi_amx_shape;
 
 static mbi_amx_shape mbi_amx_shape_of(mamba_type type, int n, int n_tokens) {
-    int quantized = type == MAMBA_Q8 || type == MAMBA_Q4;
+    int quantized = mbi_is_quantized(type);
     mbi_amx_shape s;
     int fit;
     s.steps = quantized ? (n + 63) / 64 * 2 : (n + 31) / 32;
@@ -3296,7 +3450,7 @@ MBI_AMX_KERNEL void mbi_k_prepare_amx(mamba_type type, const float *x, int n, in
     const __m512 zero = _mm512_setzero_ps();
     size_t block = (size_t)n_tokens * MBI_LANES;
     int n_blocks = (n + 15) / 16;
-    int quantized = type == MAMBA_Q8 || type == MAMBA_Q4;
+    int quantized = mbi_is_quantized(type);
     int tile;
     int k;
     int r;
@@ -3352,10 +3506,12 @@ MBI_AMX_FN __m512i mbi_amx_scaled(__m512i w, __m512i s, int down) {
     return _mm512_and_si512(u, _mm512_set1_epi16((short)0x8fff));
 }
 
-MBI_AMX_FN __m512i mbi_amx_scales(const unsigned char *p) { /* of 16 rows, two words each, * 2^6 */
-    __m512i s = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
-    s = _mm512_or_si512(s, _mm512_slli_epi32(s, 16));
-    return mbi_amx_mul(s, _mm512_set1_epi16(0x5400));
+/* The scales of 16 rows times 2^6, each in two words. */
+MBI_AMX_FN __m512i mbi_amx_scales(const unsigned char *codes, float base) {
+    __m512 s = MBI_T(mbi_scales)(codes, 64.0f * base);
+    __m512i h = _mm512_cvtepu16_epi32(
+        _mm512_cvtps_ph(s, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return _mm512_or_si512(h, _mm512_slli_epi32(h, 16));
 }
 
 /* 32 int8 in the low bytes of 16-bit lanes, as f16: 1024 + 128 + q has its bits, take 1152 off. */
@@ -3365,40 +3521,62 @@ MBI_AMX_FN __m512i mbi_amx_int8(__m512i u) {
     return mbi_amx_sub(u, bits);
 }
 
-/* One block of 64 columns of a q8 or q4 panel -> 2 tiles. */
-MBI_AMX_FN void mbi_amx_expand_q8(const unsigned char *block, unsigned char *out) {
-    int i;
+/* 6 bits in two parts, in the low bits of 16-bit lanes, as f16 and less 32. */
+MBI_AMX_FN __m512i mbi_amx_int6(__m512i low, __m512i high) {
+    low = _mm512_and_si512(low, _mm512_set1_epi16(15));
+    high = _mm512_and_si512(_mm512_slli_epi16(high, 4), _mm512_set1_epi16(48));
+    low = _mm512_or_si512(_mm512_or_si512(low, high), _mm512_set1_epi16(0x6400));
+    return mbi_amx_sub(low, _mm512_set1_epi16(0x6420));
+}
+
+/* 32 columns of a panel -> a tile. */
+MBI_AMX_FN void mbi_amx_expand_q8(const unsigned char *unit, __m512i s, unsigned char *out) {
     int j;
-    for (i = 0; i < 2; i++) {
-        const __m512i s = mbi_amx_scales(block + 1024 + 32 * i);
-        for (j = 0; j < 8; j++, out += 128) {
-            __m512i u = _mm512_loadu_si512(block + i * 512 + j * 64);
-            _mm512_store_si512(out, mbi_amx_scaled(mbi_amx_int8(u), s, 0));
-            u = _mm512_srli_epi16(u, 8);
-            _mm512_store_si512(out + 64, mbi_amx_scaled(mbi_amx_int8(u), s, 1));
-        }
+    for (j = 0; j < 8; j++, unit += 64, out += 128) {
+        __m512i u = _mm512_loadu_si512(unit);
+        _mm512_store_si512(out, mbi_amx_scaled(mbi_amx_int8(u), s, 0));
+        u = _mm512_srli_epi16(u, 8);
+        _mm512_store_si512(out + 64, mbi_amx_scaled(mbi_amx_int8(u), s, 1));
     }
 }
 
-MBI_AMX_FN void mbi_amx_expand_q4(const unsigned char *block, unsigned char *out) {
+MBI_AMX_FN void mbi_amx_expand_q6(const unsigned char *unit, __m512i s, unsigned char *out) {
+    int j;
+    for (j = 0; j < 2; j++, unit += 192, out += 512) {
+        __m512i a = _mm512_loadu_si512(unit);
+        __m512i b = _mm512_loadu_si512(unit + 64);
+        __m512i high = _mm512_loadu_si512(unit + 128);
+#define MBI_AMX_Q6(low, nibble, i, odd)                                                            \
+    mbi_amx_scaled(mbi_amx_int6(_mm512_srli_epi16((low), 4 * (nibble) + 8 * (odd)),                \
+                                _mm512_srli_epi16(high, 2 * (i) + 8 * (odd))),                     \
+                   s, (odd))
+        _mm512_store_si512(out, MBI_AMX_Q6(a, 0, 0, 0));
+        _mm512_store_si512(out + 64, MBI_AMX_Q6(a, 0, 0, 1));
+        _mm512_store_si512(out + 128, MBI_AMX_Q6(a, 1, 1, 0));
+        _mm512_store_si512(out + 192, MBI_AMX_Q6(a, 1, 1, 1));
+        _mm512_store_si512(out + 256, MBI_AMX_Q6(b, 0, 2, 0));
+        _mm512_store_si512(out + 320, MBI_AMX_Q6(b, 0, 2, 1));
+        _mm512_store_si512(out + 384, MBI_AMX_Q6(b, 1, 3, 0));
+        _mm512_store_si512(out + 448, MBI_AMX_Q6(b, 1, 3, 1));
+#undef MBI_AMX_Q6
+    }
+}
+
+MBI_AMX_FN void mbi_amx_expand_q4(const unsigned char *unit, __m512i s, unsigned char *out) {
     const __m128i bytes = _mm_setr_epi8(MBI_Q4_VALUES);
     const __m512 floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
     const __m256i half = _mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512i values = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
-    int i;
     int j;
-    for (i = 0; i < 2; i++) {
-        const __m512i s = mbi_amx_scales(block + 512 + 32 * i);
-        for (j = 0; j < 4; j++, out += 256) {
-            /* permutexvar reads 5 bits of the index; the table has every value twice */
+    for (j = 0; j < 4; j++, unit += 64, out += 256) {
+        /* permutexvar reads 5 bits of the index; the table has every value twice */
 #define MBI_AMX_Q4(u, down) mbi_amx_scaled(_mm512_permutexvar_epi16((u), values), s, (down))
-            __m512i u = _mm512_loadu_si512(block + i * 256 + j * 64);
-            _mm512_store_si512(out, MBI_AMX_Q4(u, 0));
-            _mm512_store_si512(out + 64, MBI_AMX_Q4(_mm512_srli_epi16(u, 8), 1));
-            _mm512_store_si512(out + 128, MBI_AMX_Q4(_mm512_srli_epi16(u, 4), 0));
-            _mm512_store_si512(out + 192, MBI_AMX_Q4(_mm512_srli_epi16(u, 12), 1));
+        __m512i u = _mm512_loadu_si512(unit);
+        _mm512_store_si512(out, MBI_AMX_Q4(u, 0));
+        _mm512_store_si512(out + 64, MBI_AMX_Q4(_mm512_srli_epi16(u, 8), 1));
+        _mm512_store_si512(out + 128, MBI_AMX_Q4(_mm512_srli_epi16(u, 4), 0));
+        _mm512_store_si512(out + 192, MBI_AMX_Q4(_mm512_srli_epi16(u, 12), 1));
 #undef MBI_AMX_Q4
-        }
     }
 }
 
@@ -3420,22 +3598,38 @@ MBI_AMX_FN void mbi_amx_expand_f16(const unsigned char *in, unsigned char *out) 
     }
 }
 
-/* Steps [k, k+n) of a panel as tiles in out. */
-MBI_AMX_KERNEL void mbi_amx_expand(mamba_type type, const unsigned char *panel, int k, int n,
-                                   unsigned char *out) {
+/* Steps [k, k+n) of panel p as tiles in out. */
+MBI_AMX_FN void mbi_amx_expand(mamba_type type, const mbi_mat *w, int p, int k, int n,
+                               unsigned char *out) {
+    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
     int i;
-    if (type == MAMBA_Q8) {
-        for (i = 0; i < n; i += 2) {
-            mbi_amx_expand_q8(panel + (size_t)((k + i) / 2) * 1088, out + i * 1024);
+    for (i = k; i < k + n; i++) {
+        if (type == MAMBA_F16) {
+            mbi_amx_expand_f16(panel + (size_t)i * 1024, out);
+            out += 2048;
+        } else {
+            const unsigned char *unit = panel + mbi_units_at(mbi_group_bytes(type), i);
+            const unsigned char *codes = panel + mbi_codes_at(mbi_group_bytes(type), i);
+            const __m512i s = mbi_amx_scales(codes, w->bases[p]);
+            if (type == MAMBA_Q8) {
+                mbi_amx_expand_q8(unit, s, out);
+            } else if (type == MAMBA_Q6) {
+                mbi_amx_expand_q6(unit, s, out);
+            } else {
+                mbi_amx_expand_q4(unit, s, out);
+            }
+            out += 1024;
         }
-    } else if (type == MAMBA_Q4) {
-        for (i = 0; i < n; i += 2) {
-            mbi_amx_expand_q4(panel + (size_t)((k + i) / 2) * 576, out + i * 1024);
-        }
-    } else {
-        for (i = 0; i < n; i++) {
-            mbi_amx_expand_f16(panel + (size_t)(k + i) * 1024, out + i * 2048);
-        }
+    }
+}
+
+MBI_AMX_KERNEL void mbi_amx_expand_block(const mbi_mat *w, int p, int k, int n,
+                                         unsigned char *out) {
+    switch (w->type) {
+    case MAMBA_Q8: mbi_amx_expand(MAMBA_Q8, w, p, k, n, out); break;
+    case MAMBA_Q6: mbi_amx_expand(MAMBA_Q6, w, p, k, n, out); break;
+    case MAMBA_Q4: mbi_amx_expand(MAMBA_Q4, w, p, k, n, out); break;
+    default: mbi_amx_expand(MAMBA_F16, w, p, k, n, out); break;
     }
 }
 
@@ -3450,7 +3644,7 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
     float *sum = (float *)(void *)(ring + 4096);
     size_t lo = (size_t)s->rows * 64;
     int span = type == MAMBA_BF16 ? 1 : type == MAMBA_F16 ? 1 : 2; /* steps of a block */
-    size_t bytes = type == MAMBA_Q8 ? 1088 : type == MAMBA_Q4 ? 576 : 1024;
+    size_t bytes = mbi_is_quantized(type) ? 2 * mbi_group_bytes(type) + 32 : 1024; /* with codes */
     int n_blocks = s->steps / span;
     const unsigned char *ahead = b;
     size_t line = 0;
@@ -3458,15 +3652,9 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
     int p;
     int i;
     size_t j;
-#define MBI_AMX_EXPAND_ONE()                                                                       \
-    if (type == MAMBA_Q8) {                                                                        \
-        mbi_amx_expand_q8(b, ring + turn * 2048);                                                  \
-    } else if (type == MAMBA_Q4) {                                                                 \
-        mbi_amx_expand_q4(b, ring + turn * 2048);                                                  \
-    } else if (type == MAMBA_F16) {                                                                \
-        mbi_amx_expand_f16(b, ring + turn * 2048);                                                 \
+    if (type != MAMBA_BF16) {
+        mbi_amx_expand(type, g->w, p0, 0, span, ring);
     }
-    MBI_AMX_EXPAND_ONE()
     for (p = p0; p < p1; p++) {
         if (g->bias) {
             _tile_loadd(0, g->bias + p * MBI_LANES, 0);
@@ -3495,14 +3683,16 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
                 }
             }
             turn ^= 1;
-            if (p < p1 - 1 || i < n_blocks - 1) {
-                MBI_AMX_EXPAND_ONE()
+            if (type != MAMBA_BF16 && i < n_blocks - 1) {
+                mbi_amx_expand(type, g->w, p, (i + 1) * span, span, ring + turn * 2048);
+            } else if (type != MAMBA_BF16 && p < p1 - 1) {
+                mbi_amx_expand(type, g->w, p + 1, 0, span, ring + turn * 2048);
             }
             MBI_BARRIER();
             _tile_loadd(6, a, 64);
             _tile_loadd(4, tile, 64);
             _tile_dpbf16ps(0, 6, 4);
-            if (type == MAMBA_Q8 || type == MAMBA_Q4) {
+            if (mbi_is_quantized(type)) {
                 _tile_loadd(7, a + s->unit, 64);
                 _tile_loadd(5, tile + 1024, 64);
                 _tile_dpbf16ps(0, 7, 5);
@@ -3712,7 +3902,7 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
     int direct = !g->add && (t1 - t0) % 16 == 0 && !(g->exact_rows && w->rows < p1 * MBI_LANES);
     int group = p1 - p0;
     int most = w->type == MAMBA_F16 ? MBI_AMX_STEPS / 2 : MBI_AMX_STEPS; /* steps of a block */
-    size_t step_bytes = w->type == MAMBA_Q8 ? 544 : w->type == MAMBA_Q4 ? 288 : 1024;
+    size_t step_bytes = mbi_is_quantized(w->type) ? mbi_group_bytes(w->type) + 16 : 1024;
     int first;
     if (!direct) {
         group = s->super == s->steps ? 2 : (MBI_GEMM_SCRATCH - (int)EXPANDED) / (tiles * 1024) / 2 * 2;
@@ -3738,9 +3928,9 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
                     k.a = (const unsigned char *)g->x + mbi_amx_at(s, t0 / 16, at);
                     k.a_step = s->unit;
                     k.a_tile = (size_t)(end - start) * s->unit;
-                    k.next = at + span < end ? panel + (size_t)(at + span) * step_bytes
-                                             : panel + 2 * w->panel_bytes +
-                                                   (size_t)start * step_bytes;
+                    k.next = panel +
+                             (at + span < end ? (size_t)(at + span) * step_bytes
+                                              : 2 * w->panel_bytes + (size_t)start * step_bytes);
                     k.next_panel = w->panel_bytes;
                     k.n_next = (int)((size_t)k.n * step_bytes / 64);
                     for (i = 0; i < n_panels; i++) {
@@ -3749,7 +3939,7 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
                             k.b[i] = b + (size_t)at * 1024;
                         } else {
                             k.b[i] = expanded + i * (EXPANDED / 2);
-                            mbi_amx_expand(w->type, b, at, k.n, expanded + i * (EXPANDED / 2));
+                            mbi_amx_expand_block(w, p + i, at, k.n, expanded + i * (EXPANDED / 2));
                         }
                         k.c[i] = direct ? g->y + (size_t)(p + i) * g->y_panel +
                                               (size_t)t0 * g->y_token
@@ -3787,6 +3977,7 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
         case MAMBA_F16: mbi_amx_few(MAMBA_F16, g, &s, p0, p1); break;
         case MAMBA_BF16: mbi_amx_few(MAMBA_BF16, g, &s, p0, p1); break;
         case MAMBA_Q8: mbi_amx_few(MAMBA_Q8, g, &s, p0, p1); break;
+        case MAMBA_Q6: mbi_amx_few(MAMBA_Q6, g, &s, p0, p1); break;
         default: mbi_amx_few(MAMBA_Q4, g, &s, p0, p1); break;
         }
     } else {
@@ -4058,7 +4249,9 @@ static const mamba_target mbi_target_neonbf16 = {
 #undef V_LOAD_F16
 #undef V_LOAD_F16_COL
 #undef V_LOAD_BF16_COL
+#undef V_LOAD_I8
 #undef V_LOAD_I8_COL
+#undef V_LOAD_Q6_COL
 #undef V_LOAD_Q4_COL
 #undef MBI_I
 #undef MBI_INT8_ATTRIBUTE
@@ -4070,6 +4263,7 @@ static const mamba_target mbi_target_neonbf16 = {
 #undef I_LOAD
 #undef I_STORE
 #undef I_LOAD_Q8
+#undef I_LOAD_Q6
 #undef I_LOAD_Q4
 #undef I_DOT
 #undef I_TILE_V
@@ -4140,7 +4334,7 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *
  * Header, 64 bytes
  *    0  8  magic  "MAMBA\r\n\x1a"
- *    8  4  version = 1
+ *    8  4  version = 2
  *   12  4  0x01020304 (another byte order shows as 0x04030201)
  *   16  8  file_bytes: exact size of the file
  *   24  8  meta_bytes: start of the tensor data, a multiple of 4096; [0, meta_bytes) is metadata
@@ -4190,16 +4384,25 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *
  * Layout 0, vector (f32 only): rows x cols floats, row-major, each row padded to 16.
  * Layout 1, panels: each segment is padded to 16 rows; panels of 16 rows follow each other.  One
- *   panel holds, along the columns (padded with zeros to 32; q8 and q4: to 64):
+ *   panel holds, along the columns (padded with zeros to 32; q8, q6 and q4: to 64):
  *   f32        per column: 16 rows x 4 bytes
  *   f16, bf16  per 2 columns: 16 rows x (column 2j, column 2j+1)
- *   q8         per 64 columns: 16 units of 64 bytes, a unit being 16 rows x 4 columns of int8; then
- *              16 f16 scales for columns 0..31 of the block and 16 for columns 32..63
- *   q4         per 64 columns: 8 units of 64 bytes, a unit being 16 rows x 8 columns: byte 4r+i of
- *              a unit holds column i of row r in its low and column 4+i in its high nibble, an
- *              index into the codebook MBI_Q4_VALUES; then the scales as for q8
+ *   q8, q6, q4 integers with scales: weight = integer * scale, scale = base * code * |code|.  Per 128
+ *              columns (at the end perhaps 64): 64 bytes of codes, int8, 16 rows for each 32 columns
+ *              (padded with zeros); then units of integers.  After the last panel of a matrix one
+ *              f32 for each panel, its base, padded to a multiple of 64 bytes
+ *   q8         a unit: 64 bytes, 16 rows x 4 columns of int8
+ *   q6         a unit: 192 bytes, 16 rows x 16 columns of 6 bits, integer + 32: bytes 4r+i of the
+ *              first 128 as two units of q4, the low 4 bits of columns 0 to 7, then 8 to 15; byte
+ *              128+4r+i holds bits 4 and 5 of columns i, 4+i, 8+i, 12+i, from its low bits up
+ *   q4         a unit: 64 bytes, 16 rows x 8 columns: byte 4r+i holds column i of row r in its low
+ *              and column 4+i in its high nibble, an index into the codebook MBI_Q4_VALUES
  *
- * Tensors of a layer (P panels, V vector; "?" = may be absent)
+ * Tensors of no layer (P panels, V vector; "?" = may be absent)
+ *   embedding P (n_vocab, d_model); head P (the same) unless tied; norm_f V (d_model)
+ *   embedding_rest? P, head_rest? P: the last rows, when they are of another quantized type than the
+ *   first, whose number is then a multiple of 16
+ * Tensors of a layer
  *   all:      norm V (d_model)
  *   Mamba-1:  in_proj P (2*d_inner, d_model) segments x, z; in_proj_bias? V; conv_w V (d_conv,
  *             d_inner), the taps transposed; conv_b? V (d_inner); x_proj P (dt_rank + 2*d_state,
@@ -4233,7 +4436,7 @@ enum {
     MBI_CONFIG_BYTES = 256,
     MBI_LAYER_BYTES = 128,
     MBI_TENSOR_BYTES = 160,
-    MBI_FILE_VERSION = 1,
+    MBI_FILE_VERSION = 2,
     MBI_DATA_ALIGN = 4096,
     MBI_MAX_LAYERS = 4096,
     MBI_MAX_TENSORS = 1 << 17,
@@ -4317,7 +4520,10 @@ static uint64_t mbi_tensor_bytes(const mbi_tensor *t) {
             return 0;
         }
     } else if (!mbi_mul_ok(mbi_panel_bytes((mamba_type)t->type, t->cols),
-                           mbi_padded_rows(t) / MBI_LANES, &bytes)) {
+                           mbi_padded_rows(t) / MBI_LANES, &bytes) ||
+               !mbi_add_ok(bytes,
+                           mbi_bases_bytes((mamba_type)t->type, mbi_padded_rows(t) / MBI_LANES),
+                           &bytes)) {
         return 0;
     }
     return mbi_mul_ok(bytes, t->count, &bytes) ? bytes : 0;
@@ -5107,7 +5313,7 @@ struct mamba_model {
     const mbi_tensor *tensors; /* in the file */
     int n_tensors;
     mbi_layer *layers;
-    mbi_mat embedding, head;
+    mbi_mat embedding[2], head[2]; /* the first rows, the rest (rows = 0: there is none) */
     const float *norm_f;
     mamba_tokenizer tokenizer;
     int has_tokenizer;
@@ -5489,7 +5695,6 @@ static void mbi_bind_panels(mbi_binder *b, const char *what, const int *segments
     uint64_t rows = 0;
     int i;
     for (i = 0; i < n_segments; i++) {
-    w->prefetch = b->m->prefetch;
         rows += (uint64_t)segments[i];
     }
     if (!t || !mbi_bind_shape(b, t, MBI_LAYOUT_PANELS, rows, (uint64_t)cols)) {
@@ -5505,12 +5710,10 @@ static void mbi_bind_panels(mbi_binder *b, const char *what, const int *segments
             return;
         }
     }
-    w->data = b->m->bytes.data + t->offset;
-    w->type = (mamba_type)t->type;
-    w->cols = cols;
-    w->panel_bytes = mbi_panel_bytes(w->type, t->cols);
-    w->n_panels = (int)(mbi_padded_rows(t) / MBI_LANES);
-    w->rows = n_segments == 1 ? (int)t->rows : w->n_panels * MBI_LANES;
+    i = (int)(mbi_padded_rows(t) / MBI_LANES);
+    *w = mbi_mat_of((mamba_type)t->type, b->m->bytes.data + t->offset, i,
+                    n_segments == 1 ? (int)t->rows : i * MBI_LANES, cols);
+    w->prefetch = b->m->prefetch;
 }
 
 /* A parameter of a layer record within its range; 1 when it is not. */
@@ -5575,18 +5778,48 @@ static mamba_status mbi_bind_layers(mbi_binder *b) {
     return MAMBA_OK;
 }
 
+/* The embedding or the head: one matrix, or the first rows and the rest in types that take the same
+ * prepared activations. */
+static void mbi_bind_vocabulary(mbi_binder *b, const char *what, const char *what_rest,
+                                mbi_mat w[2]) {
+    const mbi_tensor *rest = mbi_bind(b, what_rest, 1);
+    int d_model = (int)b->m->config.d_model;
+    int n_vocab = (int)b->m->config.n_vocab;
+    int first = n_vocab;
+    if (rest) {
+        uint64_t at = (uint64_t)((const unsigned char *)rest - b->m->bytes.data);
+        int most = (n_vocab - 1) / MBI_LANES * MBI_LANES; /* the first rows fill their panels */
+        first = n_vocab - (int)rest->rows;
+        if (first < MBI_LANES || first > most || first % MBI_LANES != 0) {
+            b->status = mbi_fail_value(b->err, MAMBA_ERR_FORMAT,
+                                       "n_vocab less rows must be a multiple of 16 from 16 on",
+                                       rest->name, at + 72, rest->rows, n_vocab - most,
+                                       n_vocab - MBI_LANES);
+            return;
+        }
+        n_vocab = (int)rest->rows;
+        mbi_bind_panels(b, what_rest, &n_vocab, 1, d_model, &w[1]);
+    }
+    mbi_bind_panels(b, what, &first, 1, d_model, &w[0]);
+    if (b->status == MAMBA_OK && rest && w[0].type != w[1].type &&
+        !(mbi_is_quantized(w[0].type) && mbi_is_quantized(w[1].type))) {
+        b->status = mbi_fail_value(b->err, MAMBA_ERR_FORMAT,
+                                   "both parts must be quantized or of the same type", rest->name,
+                                   (uint64_t)((const unsigned char *)rest - b->m->bytes.data) + 64,
+                                   rest->type, w[0].type, w[0].type);
+    }
+}
+
 static mamba_status mbi_bind_globals(mbi_binder *b) {
     mamba_model *m = b->m;
-    int n_vocab = (int)m->config.n_vocab;
-    int d_model = (int)m->config.d_model;
     b->layer = -1;
     m->norm_f = mbi_bind_vector(b, "norm_f", 1, m->config.d_model, 0);
-    if (n_vocab > 0) {
-        mbi_bind_panels(b, "embedding", &n_vocab, 1, d_model, &m->embedding);
+    if (m->config.n_vocab > 0) {
+        mbi_bind_vocabulary(b, "embedding", "embedding_rest", m->embedding);
         if (m->config.flags & MBI_MODEL_TIED) {
-            m->head = m->embedding;
+            memcpy(m->head, m->embedding, sizeof m->head);
         } else {
-            mbi_bind_panels(b, "head", &n_vocab, 1, d_model, &m->head);
+            mbi_bind_vocabulary(b, "head", "head_rest", m->head);
         }
     }
     return b->status;
@@ -6458,13 +6691,9 @@ static void mbi_chunk_gemm(const mbi_kernels *k, const float *panels, size_t pan
                            int add, float *y, size_t y_panel, void *scratch) {
     mbi_mat w;
     mbi_gemm g;
-    memset(&w, 0, sizeof w);
-    w.data = (const unsigned char *)(const void *)panels;
+    w = mbi_mat_of(MAMBA_F32, (const unsigned char *)(const void *)panels, n_panels,
+                   n_panels * MBI_LANES, cols);
     w.panel_bytes = panel_floats * sizeof(float);
-    w.type = MAMBA_F32;
-    w.n_panels = n_panels;
-    w.rows = n_panels * MBI_LANES;
-    w.cols = cols;
     memset(&g, 0, sizeof g);
     g.w = &w;
     g.x = x;
@@ -7321,7 +7550,9 @@ static void mbi_embed_task(void *arg, int i_task) {
     for (; t < end; t++) {
         float *r = c->r + (size_t)t * MBI_LANES;
         if (io->tokens) {
-            c->k->row(&m->embedding, io->tokens[j->start + (size_t)t], r, block);
+            int row = io->tokens[j->start + (size_t)t];
+            int part = row >= m->embedding[0].rows;
+            c->k->row(&m->embedding[part], row - part * m->embedding[0].rows, r, block);
         } else {
             const float *v = io->vectors + (j->start + (size_t)t) * d_model;
             for (i = 0; i < mbi_pad(d_model, MBI_LANES); i++) {
@@ -7363,22 +7594,26 @@ static void mbi_output(mbi_ctx *c, float *hidden, float *logits) {
     const mamba_model *m = c->model;
     const void *x;
     MAMBA_PROFILE("norm, head");
-    x = mbi_norm_prepare(c, m->config.n_vocab ? m->head.type : MAMBA_F32, m->norm_f,
+    x = mbi_norm_prepare(c, m->config.n_vocab ? m->head[0].type : MAMBA_F32, m->norm_f,
                          m->config.norm_eps);
     if (hidden) {
         mbi_unblock(c->u, c->n_tokens, m->config.d_model, hidden);
     }
     if (logits) {
         mbi_gemm g;
+        int part;
         memset(&g, 0, sizeof g);
-        g.w = &m->head;
         g.x = x;
         g.n_tokens = c->n_tokens;
         g.exact_rows = 1;
         g.y = logits;
         g.y_panel = MBI_LANES;
         g.y_token = m->config.n_vocab;
-        mbi_matmul(c, &g);
+        for (part = 0; part < 2 && m->head[part].rows > 0; part++) {
+            g.w = &m->head[part];
+            mbi_matmul(c, &g);
+            g.y += m->head[part].rows;
+        }
         if (m->config.logit_scale < 1.0f || m->config.logit_scale > 1.0f) {
             size_t n = (size_t)c->n_tokens * m->config.n_vocab;
             size_t i;
@@ -7632,7 +7867,8 @@ static int mbi_f16_finite(const unsigned char *p) {
 /* Offset of the first non-finite number of a tensor, or its end. */
 static uint64_t mbi_first_nonfinite(const unsigned char *p, const mbi_tensor *t) {
     uint64_t i;
-    uint64_t block = t->type == MAMBA_Q8 ? 1024 + 64 : 512 + 64;
+    uint64_t matrix = t->bytes / t->count;
+    uint64_t bases = mbi_bases_bytes((mamba_type)t->type, mbi_padded_rows(t) / MBI_LANES);
     switch (t->type) {
     case MAMBA_F32:
         for (i = 0; i < t->bytes && (mbi_load_u32(p + i) & 0x7f800000u) != 0x7f800000u; i += 4) {
@@ -7648,8 +7884,8 @@ static uint64_t mbi_first_nonfinite(const unsigned char *p, const mbi_tensor *t)
         }
         return i;
     default:
-        for (i = block - 64; i < t->bytes; i += i % block == block - 2 ? block - 62 : 2) {
-            if (!mbi_f16_finite(p + i)) {
+        for (i = matrix - bases; i < t->bytes; i += i % matrix == matrix - 4 ? matrix - bases + 4 : 4) {
+            if ((mbi_load_u32(p + i) & 0x7f800000u) == 0x7f800000u) {
                 return i;
             }
         }
@@ -10718,7 +10954,7 @@ MAMBA_API mamba_status mamba_model_check(const mamba_model *model, uint32_t what
 }
 
 MAMBA_API void mamba_model_info(const mamba_model *model, mamba_info *info) {
-    static const char names[5][8] = {"f32", "f16", "bf16", "q8", "q4"};
+    static const char names[6][8] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
     const mbi_config_record *c = &model->config;
     int i;
     memset(info, 0, sizeof *info);

@@ -179,7 +179,7 @@ static int bench_prefill_limit(const bench_job *j) {
 /* ---- the model ------------------------------------------------------------------------------- */
 
 static int bench_type(const char *name, mamba_type *type) {
-    static const char names[][5] = {"f32", "f16", "bf16", "q8", "q4"};
+    static const char names[][5] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
     size_t i;
     for (i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (strcmp(name, names[i]) == 0) {
@@ -204,7 +204,7 @@ static int bench_generate(bench_job *j) {
         return CLI_USAGE;
     }
     if (!bench_type(j->type ? j->type : "q8", &type)) {
-        return cli_fail(CLI_USAGE, "bench: --type: found '%s', allowed: f32, f16, bf16, q8, q4",
+        return cli_fail(CLI_USAGE, "bench: --type: found '%s', allowed: f32, f16, bf16, q8, q6, q4",
                         cli_quote(&q, j->type, strlen(j->type)));
     }
     memset(&config, 0, sizeof config);
@@ -762,7 +762,7 @@ static int cmd_bench(int argc, char **argv) {
          "-370m, -780m,\n-1.3b, -2.7b (or tiny, mamba2-tiny)",
          0},
         {"type", 0, CLI_TEXT, &j.type, 0, 0, "T",
-         "of --synthetic: f32, f16, bf16, q8, q4 (default: q8)", 0},
+         "of --synthetic: f32, f16, bf16, q8, q6, q4 (default: q8)", 0},
         {"write", 0, CLI_TEXT, &j.write, 0, 0, "FILE", "keep the generated model as a file", 0},
         {"target", 0, CLI_TEXT, &j.m.target, 0, 0, "NAME",
          "kernels to use (default: the best of this machine)", 0},

@@ -1160,7 +1160,7 @@ static void info_print_layers(const cli_model *m) {
 }
 
 static const char *info_type_name(mamba_type type) {
-    static const char names[][5] = {"f32", "f16", "bf16", "q8", "q4"};
+    static const char names[][5] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
     return (unsigned)type < sizeof names / sizeof names[0] ? names[type] : "?";
 }
 

@@ -201,7 +201,6 @@ static void synthetic_fill_panel(const synthetic_tensor *s, unsigned char *at, i
     uint64_t cols = s->t.cols;
     uint64_t c;
     int r;
-    uint16_t scale = synthetic_f16(s->amplitude / 127.0f);
     for (c = 0; c < cols; c++) {
         for (r = 0; r < n_rows; r++) {
             if (s->t.type == MAMBA_F32) {
@@ -212,19 +211,34 @@ static void synthetic_fill_panel(const synthetic_tensor *s, unsigned char *at, i
                 uint16_t h =
                     s->t.type == MAMBA_F16 ? synthetic_f16(v) : (uint16_t)(mbi_f32_bits(v) >> 16);
                 memcpy(at + (c / 2 * 16 + (uint64_t)r) * 4 + c % 2 * 2, &h, 2);
-            } else if (s->t.type == MAMBA_Q8) {
-                unsigned char *block = at + c / 64 * (1024 + 64);
-                block[c % 64 / 4 * 64 + (uint64_t)r * 4 + c % 4] =
-                    (unsigned char)(synthetic_random(&seed) >> 56 | 1);
-                memcpy(block + 1024 + c % 64 / 32 * 32 + r * 2, &scale, 2);
-            } else {
-                unsigned char *block = at + c / 64 * (512 + 64);
-                unsigned nibble = (unsigned)(synthetic_random(&seed) >> 60);
-                block[c % 64 / 8 * 64 + (uint64_t)r * 4 + c % 4] |=
-                    (unsigned char)(c % 8 < 4 ? nibble : nibble << 4);
-                memcpy(block + 512 + c % 64 / 32 * 32 + r * 2, &scale, 2);
             }
         }
+    }
+}
+
+/* The same for quantized types: any bytes are integers, so the units are random; all scales are the same. */
+static void synthetic_fill_quantized(const synthetic_tensor *s, unsigned char *at, int n_rows,
+                                     uint64_t seed) {
+    size_t group = mbi_group_bytes((mamba_type)s->t.type);
+    int n_groups = (int)((s->t.cols + 31) / 32);
+    int g;
+    for (g = 0; g < n_groups; g++) {
+        unsigned char *units = at + mbi_units_at(group, g);
+        size_t i;
+        for (i = 0; i < group; i += 8) {
+            uint64_t v = synthetic_random(&seed);
+            memcpy(units + i, &v, 8);
+        }
+        memset(at + mbi_codes_at(group, g), 127, (size_t)n_rows); /* rows from n_rows on stay zero */
+    }
+}
+
+/* The largest integer of a type, times the scale, is the amplitude. */
+static void synthetic_fill_bases(const synthetic_tensor *s, unsigned char *at) {
+    float base = s->amplitude / (s->t.type == MAMBA_Q6 ? 32.0f : 127.0f) / (127.0f * 127.0f);
+    uint64_t i;
+    for (i = 0; i < mbi_bases_bytes((mamba_type)s->t.type, mbi_padded_rows(&s->t) / 16); i += 4) {
+        memcpy(at + i, &base, 4);
     }
 }
 
@@ -245,11 +259,14 @@ static void synthetic_fill_tensor(const synthetic_tensor *s, unsigned char *imag
 #endif
         for (p = 0; p < n; p++) {
             int rows = (int)s->t.segments[i] - 16 * p;
-            synthetic_fill_panel(s, at + (uint64_t)p * panel_bytes, rows < 16 ? rows : 16,
-                                 seed + ((uint64_t)p + ((uint64_t)i << 32)) * 0x9E3779B97F4A7C15u);
+            (mbi_is_quantized((mamba_type)s->t.type) ? synthetic_fill_quantized
+                                                     : synthetic_fill_panel)(
+                s, at + (uint64_t)p * panel_bytes, rows < 16 ? rows : 16,
+                seed + ((uint64_t)p + ((uint64_t)i << 32)) * 0x9E3779B97F4A7C15u);
         }
         at += (uint64_t)n * panel_bytes;
     }
+    synthetic_fill_bases(s, at);
 }
 
 /* Header, sections and tensor records into the zeroed image. */

@@ -42,8 +42,8 @@ typedef struct weights {
     double *w; /* (rows, cols) */
 } weights;
 
-static const mamba_type types[] = {MAMBA_F32, MAMBA_F16, MAMBA_BF16, MAMBA_Q8, MAMBA_Q4};
-static const char *const type_names[] = {"f32", "f16", "bf16", "q8", "q4"};
+static const mamba_type types[] = {MAMBA_F32, MAMBA_F16, MAMBA_BF16, MAMBA_Q8, MAMBA_Q6, MAMBA_Q4};
+static const char *const type_names[] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
 static const signed char codebook[16] = {MBI_Q4_VALUES};
 
 static double half_value(unsigned h) {
@@ -58,8 +58,10 @@ static void put16(unsigned char *p, unsigned v) {
     p[1] = (unsigned char)(v >> 8);
 }
 
-/* One weight, written where @@format says, and its value; scales are set beforehand. */
+/* One weight of a zeroed panel, written where @@format says, and its value, for quantized types before the scale. */
 static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
+    size_t group = type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256; /* bytes of 32 columns */
+    unsigned char *units = panel + (size_t)(c / 128) * (64 + 4 * group) + 64 + (size_t)(c % 128 / 32) * group;
     float f = value() * 0.1f;
     uint32_t bits;
     unsigned h;
@@ -78,20 +80,22 @@ static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
         memcpy(&f, &bits, 4);
         return (double)f;
     case MAMBA_Q8: {
-        unsigned char *block = panel + (size_t)(c / 64) * 1088;
         int q = (int)(bits >> 5 & 255) - 128;
         q = q < -127 ? -127 : q;
-        block[c % 64 / 4 * 64 + r * 4 + c % 4] = (unsigned char)q;
-        return q * half_value((unsigned)block[1024 + c % 64 / 32 * 32 + 2 * r] |
-                              (unsigned)block[1025 + c % 64 / 32 * 32 + 2 * r] << 8);
+        units[c % 32 / 4 * 64 + r * 4 + c % 4] = (unsigned char)q;
+        return q;
+    }
+    case MAMBA_Q6: {
+        unsigned char *unit = units + c % 32 / 16 * 192 + r * 4 + c % 4;
+        unsigned q = bits >> 5 & 63;
+        unit[c % 16 / 8 * 64] |= (unsigned char)((q & 15u) << (c % 8 < 4 ? 0 : 4));
+        unit[128] |= (unsigned char)((q >> 4) << c % 16 / 4 * 2);
+        return (double)q - 32;
     }
     case MAMBA_Q4: {
-        unsigned char *block = panel + (size_t)(c / 64) * 576;
-        unsigned char *at = block + c % 64 / 8 * 64 + r * 4 + c % 4;
         unsigned q = bits >> 5 & 15;
-        *at = (unsigned char)(c % 8 < 4 ? (*at & 0xf0u) | q : (*at & 15u) | q << 4);
-        return codebook[q] * half_value((unsigned)block[512 + c % 64 / 32 * 32 + 2 * r] |
-                                        (unsigned)block[513 + c % 64 / 32 * 32 + 2 * r] << 8);
+        units[c % 32 / 8 * 64 + r * 4 + c % 4] |= (unsigned char)(c % 8 < 4 ? q : q << 4);
+        return codebook[q];
     }
     }
     return 0;
@@ -100,27 +104,30 @@ static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
 static void weights_make(weights *w, mamba_type type, int rows, int cols) {
     int n_panels = (rows + 15) / 16;
     size_t panel_bytes = (size_t)mbi_panel_bytes(type, (uint64_t)cols);
+    size_t block = 64 + 4 * (type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256); /* of 128 columns */
+    float *bases;
     int r;
     int c;
-    w->bytes = (unsigned char *)take(panel_bytes * (size_t)n_panels);
+    w->bytes = (unsigned char *)take((panel_bytes + 64) * (size_t)n_panels);
+    memset(w->bytes, 0, (panel_bytes + 64) * (size_t)n_panels);
     w->w = (double *)take(sizeof(double) * (size_t)rows * (size_t)cols);
-    memset(&w->mat, 0, sizeof w->mat);
-    w->mat.data = w->bytes;
-    w->mat.panel_bytes = panel_bytes;
-    w->mat.type = type;
-    w->mat.n_panels = n_panels;
-    w->mat.rows = rows;
-    w->mat.cols = cols;
+    w->mat = mbi_mat_of(type, w->bytes, n_panels, rows, cols);
+    bases = (float *)(void *)(w->bytes + panel_bytes * (size_t)n_panels);
+    for (r = 0; r < n_panels && type >= MAMBA_Q8; r++) {
+        bases[r] = (2.0f + uniform()) * 1e-7f; /* scales up to 0.0005 to 0.005 */
+    }
     for (r = 0; r < rows; r++) {
         unsigned char *panel = w->bytes + (size_t)(r / 16) * panel_bytes;
-        size_t data = type == MAMBA_Q8 ? 1024 : 512;
-        for (c = 0; c < cols && type >= MAMBA_Q8; c += 32) {
-            put16(panel + (size_t)(c / 64) * (data + 64) + data + (size_t)(c % 64 / 32 * 32 + 2 * (r % 16)),
-                  0x1000u + (seed >> 8 & 0x7ffu)); /* 0.0005 to 0.002 */
-            (void)uniform();
-        }
         for (c = 0; c < cols; c++) {
-            w->w[(size_t)r * (size_t)cols + (size_t)c] = put_weight(panel, type, r % 16, c);
+            double v = put_weight(panel, type, r % 16, c);
+            if (type >= MAMBA_Q8) {
+                signed char *code = (signed char *)panel + (size_t)(c / 128) * block + c % 128 / 32 * 16 + r % 16;
+                if (c % 32 == 0) {
+                    *code = (signed char)(uniform() * 127.9f);
+                }
+                v = (double)((float)v * (bases[r / 16] * (float)(*code * (*code < 0 ? -*code : *code))));
+            }
+            w->w[(size_t)r * (size_t)cols + (size_t)c] = v;
         }
     }
 }
@@ -203,14 +210,14 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
     if (strcmp(name, "amx") == 0 || strcmp(name, "avx512bf16") == 0) {
         if (type == MAMBA_BF16 || type == MAMBA_F16) {
             bound += ldexp(sum, -15);
-        } else if (type == MAMBA_Q8 || type == MAMBA_Q4) {
+        } else if (type >= MAMBA_Q8) {
             bound += ldexp(sum, -7);
         }
         bound += 1e-30; /* products of denormals count as 0 */
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
                 strcmp(name, "neoni8mm") == 0 || strcmp(name, "neonbf16") == 0 ||
                 strcmp(name, "avx2int8") == 0) &&
-               (type == MAMBA_Q8 || type == MAMBA_Q4)) {
+               type >= MAMBA_Q8) {
         bound += group / 254 * 1.01;
     } else if (strcmp(name, "neonbf16") == 0 && type == MAMBA_BF16) {
         bound += ldexp(sum, -16) + 1e-30; /* products of denormals count as 0 */
@@ -314,7 +321,7 @@ TEST(products) {
     int j;
     int turn = 0;
     int quick = getenv("MAMBA_TEST_QUICK") != NULL; /* under emulators: a third of the shapes, none large */
-    for (type = 0; type < 5; type++) {
+    for (type = 0; type < 6; type++) {
         for (i = 0; i < 5; i++) {
             for (j = 0; j < 9; j++, turn++) {
                 if (!quick || (i + j) % 3 == 2) {

@@ -38,19 +38,19 @@ static int ac_fault(const mamba_error *e)
     return ac_fail(text);
 }
 
+/* Bits per weight of the quantized matrices, everything in the file counted; of all matrices if none is quantized. */
 static double ac_bits(const mamba_model *m)
 {
-    static const double bits[] = {32, 16, 16, 8.5, 4.5};
-    double weights[2] = {0, 0}, sum[2] = {0, 0};
+    double weights[2] = {0, 0}, bits[2] = {0, 0};
     for (int i = 0; i < m->n_tensors; i++) {
         const mbi_tensor *t = &m->tensors[i];
-        int quantised = t->type >= MAMBA_Q8;
+        int quantized = mbi_is_quantized((mamba_type)t->type);
         if (t->layout == MBI_LAYOUT_PANELS) {
-            weights[quantised] += (double)t->rows * t->cols;
-            sum[quantised] += (double)t->rows * t->cols * bits[t->type];
+            weights[quantized] += (double)t->rows * t->cols;
+            bits[quantized] += 8.0 * (double)t->bytes;
         }
     }
-    return weights[1] > 0 ? sum[1] / weights[1] : sum[0] / weights[0];
+    return weights[1] > 0 ? bits[1] / weights[1] : bits[0] / weights[0];
 }
 
 static int ac_open(ac_model *a, const char *path, const mamba_target *target)

@@ -26,13 +26,13 @@ static const char cv_help[] =
     "Q5_0, Q5_1, Q5_K, Q4_0, Q4_1, Q4_K, Q3_K, Q2_K).\n"
     "\n"
     "  -o, --output FILE    where to write; an existing file is replaced only on success\n"
-    "  --type T             f32, f16, bf16, q8 or q4 for the large matrices (default: as stored);\n"
-    "                       what the recurrence is sensitive to stays in float; q4 gives some\n"
-    "                       matrices of the first layers 8 bits, 4.7 on average at most.\n"
+    "  --type T             f32, f16, bf16, q8, q6 or q4 for the large matrices (default: as\n"
+    "                       stored); what the recurrence is sensitive to stays in float; q4 gives\n"
+    "                       the first layer and frequent tokens 6 bits, 4.7 on average at most.\n"
     "                       GGUF: quantized blocks become exact floats first, then q8 (Q8_0,\n"
-    "                       Q6_K, Q5_*) or q4 (Q4_*, Q3_K, Q2_K): rounded once more, to this\n"
+    "                       Q6_K), q6 (Q5_*) or q4 (Q4_*, Q3_K, Q2_K): rounded once more, to this\n"
     "                       file's own blocks; --type q8 keeps what 4-bit blocks said, f32 all;\n"
-    "                       as stored, embedding and head may be q8 in a q4 file\n"
+    "                       as stored, embedding and head may be q8 or q6 in a q4 file\n"
     "  --tokenizer FILE     tokenizer.json to embed, or a SentencePiece model with .model in its\n"
     "                       name (default: the one beside the weights, or inside the GGUF file);\n"
     "                       'bytes' = a plain byte vocabulary, 'none' = ids in, ids out\n"
@@ -650,10 +650,11 @@ static mamba_type cv_nearest(ck_dtype stored)
         return MAMBA_F16;
     case CK_Q8_0:
     case CK_Q6_K:
+        return MAMBA_Q8;
     case CK_Q5_0:
     case CK_Q5_1:
     case CK_Q5_K:
-        return MAMBA_Q8;
+        return MAMBA_Q6;
     case CK_Q4_0:
     case CK_Q4_1:
     case CK_Q4_K:
@@ -860,7 +861,7 @@ int main(int argc, char **argv)
         } else if ((v = pr_value(argc, argv, &i, "--type")) != NULL) {
             o.type = pr_type(v);
             if (o.type < 0) {
-                return pr_usage("mamba-convert", "--type must be f32, f16, bf16, q8 or q4, found", v);
+                return pr_usage("mamba-convert", "--type must be f32, f16, bf16, q8, q6 or q4, found", v);
             }
         } else {
             return pr_usage("mamba-convert", "unknown option", argv[i]);

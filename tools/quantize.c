@@ -20,8 +20,8 @@ static const char qz_help[] =
     "sensitive to stays in float. The tokenizer and all other sections are carried along.\n"
     "\n"
     "  -o, --output FILE    where to write; an existing file is replaced only on success\n"
-    "  --type T             f32, f16, bf16, q8 or q4; q4 gives some matrices of the first layers 8 bits,\n"
-    "                       4.7 on average at most\n"
+    "  --type T             f32, f16, bf16, q8, q6 or q4; q4 gives the first layer and frequent tokens\n"
+    "                       6 bits, 4.7 on average at most\n"
     "  --larger             allow a type that makes the file larger (nothing that was rounded away comes back)\n"
     "  -q, --quiet          no progress bar and no summary\n"
     "  -h, --help           this text\n"
@@ -37,7 +37,7 @@ typedef struct {
 
 static int qz_bits(mamba_type type)
 {
-    static const int bits[] = {64, 32, 32, 17, 9};   /* halves of a bit per weight */
+    static const int bits[] = {32, 16, 16, 8, 6, 4};
     return bits[type];
 }
 
@@ -48,18 +48,14 @@ static tl_status qz_row(const wr_item *item, uint64_t row, float *out, tl_error 
     const mbi_tensor *t = (const mbi_tensor *)item->tensor;
     uint64_t first = 0;
     mbi_mat w;
+    int n_panels;
     (void)err;
     for (uint32_t s = 0; s < t->n_segments && row >= t->segments[s]; s++) {
         row -= t->segments[s];
         first += mbi_pad(t->segments[s], MBI_LANES);
     }
-    memset(&w, 0, sizeof w);
-    w.data = m->bytes.data + t->offset;
-    w.type = (mamba_type)t->type;
-    w.panel_bytes = mbi_panel_bytes(w.type, t->cols);
-    w.n_panels = (int)(mbi_padded_rows(t) / MBI_LANES);
-    w.rows = w.n_panels * MBI_LANES;
-    w.cols = (int)t->cols;
+    n_panels = (int)(mbi_padded_rows(t) / MBI_LANES);
+    w = mbi_mat_of((mamba_type)t->type, m->bytes.data + t->offset, n_panels, n_panels * MBI_LANES, (int)t->cols);
     mamba_target_find("scalar", 6)->k.row(&w, (int)(first + row), out, MBI_LANES);
     return TL_OK;
 }
@@ -238,7 +234,7 @@ int main(int argc, char **argv)
         } else if ((v = pr_value(argc, argv, &i, "--type")) != NULL) {
             o.type = pr_type(v);
             if (o.type < 0) {
-                return pr_usage("mamba-quantize", "--type must be f32, f16, bf16, q8 or q4, found", v);
+                return pr_usage("mamba-quantize", "--type must be f32, f16, bf16, q8, q6 or q4, found", v);
             }
         } else {
             return pr_usage("mamba-quantize", "unknown option", argv[i]);

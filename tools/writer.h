@@ -27,6 +27,7 @@ struct wr_item {
     const void *tensor;
     const void *extra;     /* a second tensor, or NULL */
     uint64_t first;        /* first element or row in the source tensor */
+    uint64_t skip;         /* rows that the source counts before those of a matrix */
     int d[4];
 };
 
@@ -108,43 +109,114 @@ TL_FN int wr_find_order(const void *name, const void *item)
     return memcmp(name, ((const wr_item *)item)->t.name, 64);
 }
 
-/* Types by sensitivity: a q4 file may use 4.7 bits per quantised weight on average, 0.2 more than q4 itself, and
- * the matrices of the first layers gain most from q8: nothing averages out what they do to the residual stream.
- * So walk through the layers from the first, out_proj before x_proj before in_proj, and raise what fits.
- * Measured on mamba1-tales as KL divergence x 1000 that q4 in one matrix alone causes, per 100,000 weights: out_proj
- * 1.5 in the first layer, 0.2 to 0.4 in the others; in_proj 1.1 and 0.2 to 0.3; x_proj 0.26; embedding and head
- * (tied) 0.9, but far too large to be raised. */
-TL_FN void wr_raise(wr_file *w)
+/* ---- types by sensitivity ---------------------------------------------------------------------------------
+ *
+ * A q4 file may use 4.7 bits per quantised weight on average, 0.45 more than q4 itself: what gains most from q6 gets
+ * it. First the matrices of the first layer, since nothing averages out what they do to the residual stream; then
+ * the rows of the head (or of the embedding, when it is the head too) from the first on, as many as the bits allow:
+ * ids are numbered by falling frequency in the vocabularies of byte pair encoding, and an error in the logit of a
+ * token costs in proportion to its probability; then the layers from the second on.
+ *
+ * Measured on mamba1-tales as KL divergence x 1000 that q4 in one part alone causes, per 100,000 weights: embedding
+ * 2.0, 5.0, 1.6, 0.7 and 0.3 for the rows from 0, 256, 512, 1024 and 2048 on; in the first layer out_proj 1.5,
+ * in_proj 1.2, x_proj 0.4; in the others 0.4, 0.25, 0.4. q6 leaves a twelfth of it. */
+typedef struct {
+    wr_file *w;
+    double bits, limit;   /* bits so far, and allowed, of all quantised matrices */
+} wr_budget;
+
+TL_FN double wr_bits(const mbi_tensor *t, mamba_type type)
 {
-    static const char *const names[] = {"out_proj", "x_proj", "in_proj"};
-    const double limit = 4.7;
-    double weights = 0, bits = 0;
+    mbi_tensor as = *t;
+    as.type = (uint32_t)type;
+    return 8.0 * (double)mbi_tensor_bytes(&as);
+}
+
+TL_FN wr_item *wr_find(const wr_file *w, int layer, const char *what)
+{
+    char name[64];
+    mbi_tensor_name(layer, what, name);
+    return (wr_item *)bsearch(name, w->items, w->item_count, sizeof *w->items, wr_find_order);
+}
+
+/* Raises a matrix if the bits allow it; 0 when they don't. */
+TL_FN int wr_raise(wr_budget *b, wr_item *item)
+{
+    double more;
+    if (item == NULL || item->t.layout != MBI_LAYOUT_PANELS || item->t.type != MAMBA_Q4) {
+        return 1;
+    }
+    more = wr_bits(&item->t, MAMBA_Q6) - wr_bits(&item->t, MAMBA_Q4);
+    if (b->bits + more > b->limit) {
+        return 0;
+    }
+    b->bits += more;
+    item->t.type = MAMBA_Q6;
+    return 1;
+}
+
+/* Raises as many of the first rows as the bits allow; the other rows become an item of their own. */
+TL_FN tl_status wr_raise_rows(wr_budget *b, const char *what, const char *what_rest, tl_error *err)
+{
+    wr_item *item = wr_find(b->w, -1, what), *rest;
+    double per_panel;
+    uint32_t rows;
+    if (item == NULL || item->t.type != MAMBA_Q4 || wr_find(b->w, -1, what_rest) != NULL || wr_raise(b, item)) {
+        return TL_OK;
+    }
+    per_panel = 8.0 * (double)(mbi_panel_bytes(MAMBA_Q6, item->t.cols) - mbi_panel_bytes(MAMBA_Q4, item->t.cols));
+    rows = 16 * (uint32_t)((b->limit - b->bits - 1024.0) / per_panel);   /* 1024: the bases are padded twice */
+    if (b->limit - b->bits < 1024.0 + per_panel || rows >= item->t.rows) {
+        return TL_OK;
+    }
+    rest = wr_add(b->w, -1, what_rest, MAMBA_Q4, MBI_LAYOUT_PANELS, err);
+    if (rest == NULL) {
+        return TL_ERR_MEMORY;
+    }
+    item = rest - 1;   /* wr_add may have moved them */
+    while (memcmp(item->t.name, what, strlen(what) + 1) != 0) {
+        item--;
+    }
+    b->bits += rows / 16 * per_panel;
+    rest->source = item->source;
+    rest->from = item->from;
+    rest->tensor = item->tensor;
+    rest->extra = item->extra;
+    memcpy(rest->d, item->d, sizeof rest->d);
+    rest->t.cols = item->t.cols;
+    rest->first = item->first;
+    rest->skip = item->skip + rows;
+    wr_segment(rest, item->t.rows - rows);
+    item->t.type = MAMBA_Q6;
+    item->t.rows = item->t.segments[0] = rows;
+    qsort(b->w->items, b->w->item_count, sizeof *b->w->items, wr_order);
+    return TL_OK;
+}
+
+TL_FN tl_status wr_choose(wr_file *w, tl_error *err)
+{
+    static const char *const names[] = {"out_proj", "x_proj", "in_proj", "fc1", "fc2"};
+    wr_budget b = {w, 0, 0};
+    int room = 1;
+    tl_status status = TL_OK;
     for (size_t i = 0; i < w->item_count; i++) {
         const mbi_tensor *t = &w->items[i].t;
-        if (t->layout == MBI_LAYOUT_PANELS && (t->type == MAMBA_Q4 || t->type == MAMBA_Q8)) {
-            weights += (double)t->rows * t->cols;
-            bits += (double)t->rows * t->cols * (t->type == MAMBA_Q8 ? 8.5 : 4.5);
+        if (t->layout == MBI_LAYOUT_PANELS && mbi_is_quantized((mamba_type)t->type)) {
+            b.limit += 4.7 * (double)t->rows * t->cols;
+            b.bits += wr_bits(t, (mamba_type)t->type);
         }
     }
-    for (uint32_t layer = 0; layer < w->config.n_layers; layer++) {
-        for (int k = 0; k < 3; k++) {
-            char name[64];
-            mbi_tensor *t;
-            double more;
-            wr_item *item;
-            mbi_tensor_name((int)layer, names[k], name);
-            item = (wr_item *)bsearch(name, w->items, w->item_count, sizeof *w->items, wr_find_order);
-            t = item != NULL ? &item->t : NULL;
-            if (t == NULL || t->layout != MBI_LAYOUT_PANELS || t->type != MAMBA_Q4) {
-                continue;
-            }
-            more = (double)t->rows * t->cols * 4.0;
-            if (bits + more <= limit * weights) {
-                bits += more;
-                t->type = MAMBA_Q8;
-            }
+    for (uint32_t layer = 0; layer < w->config.n_layers && room && status == TL_OK; layer++) {
+        for (size_t k = 0; k < sizeof names / sizeof names[0]; k++) {
+            room = wr_raise(&b, wr_find(w, (int)layer, names[k])) && room;
+        }
+        if (layer == 0) {
+            status = (w->config.flags & MBI_MODEL_TIED) != 0
+                         ? wr_raise_rows(&b, "embedding", "embedding_rest", err)
+                         : wr_raise_rows(&b, "head", "head_rest", err);
         }
     }
+    return status;
 }
 
 enum { WR_SELFTEST_TOKENS = 8, WR_SELFTEST_VALUES = 64 };
@@ -159,6 +231,13 @@ TL_FN tl_status wr_layout(wr_file *w, tl_error *err)
     mbi_tensor *records;
     uint64_t end;
     uint32_t n = 0;
+    qsort(w->items, w->item_count, sizeof *w->items, wr_order);
+    if (w->config.main_type == MAMBA_Q4) {
+        tl_status status = wr_choose(w, err);
+        if (status != TL_OK) {
+            return status;
+        }
+    }
     memset(sections, 0, sizeof sections);
     memcpy(sections[n].name, "config", 6);
     data[n] = &w->config;
@@ -188,10 +267,6 @@ TL_FN tl_status wr_layout(wr_file *w, tl_error *err)
     w->meta = (unsigned char *)tl_calloc(w->meta_bytes, 1, err);
     if (w->meta == NULL) {
         return TL_ERR_MEMORY;
-    }
-    qsort(w->items, w->item_count, sizeof *w->items, wr_order);
-    if (w->config.main_type == MAMBA_Q4) {
-        wr_raise(w);
     }
     end = w->meta_bytes;
     records = (mbi_tensor *)(void *)(w->meta + sections[2].offset);
@@ -228,41 +303,86 @@ TL_FN tl_status wr_put(wr_file *w, const void *bytes, uint64_t n, tl_error *err)
     return tl_write_all(w->fd, bytes, (size_t)n, w->temporary, err);
 }
 
+/* What it takes to pack one panel after the other. */
+typedef struct {
+    size_t cols_pad, panel_bytes, bases_bytes;
+    float *rows;           /* 16 of cols_pad floats */
+    float *wanted;         /* see pack_panel */
+    float *bases;          /* one for each panel, padded like bases_bytes */
+    unsigned char *panel;
+} wr_packer;
+
+TL_FN void wr_packer_free(wr_packer *k)
+{
+    tl_free(k->rows);
+    tl_free(k->wanted);
+    tl_free(k->bases);
+    tl_free(k->panel);
+}
+
+TL_FN tl_status wr_packer_init(wr_packer *k, const mbi_tensor *t, tl_error *err)
+{
+    mamba_type type = (mamba_type)t->type;
+    memset(k, 0, sizeof *k);
+    k->cols_pad = (size_t)mbi_pad(t->cols, mbi_is_quantized(type) ? 64 : 32);
+    k->panel_bytes = (size_t)mbi_panel_bytes(type, t->cols);
+    k->bases_bytes = (size_t)mbi_bases_bytes(type, mbi_padded_rows(t) / 16);
+    k->rows = (float *)tl_malloc(16 * k->cols_pad, sizeof(float), err);
+    k->wanted = (float *)tl_malloc(k->cols_pad / 2, sizeof(float), err);
+    k->bases = (float *)tl_calloc(k->bases_bytes + 1, 1, err);
+    k->panel = (unsigned char *)tl_malloc(k->panel_bytes, 1, err);
+    return k->rows != NULL && k->wanted != NULL && k->bases != NULL && k->panel != NULL ? TL_OK : TL_ERR_MEMORY;
+}
+
+/* Rows [row, row + n) of the item as one panel. */
+TL_FN tl_status wr_pack(wr_packer *k, const wr_item *item, uint64_t row, uint64_t n, float *base, tl_error *err)
+{
+    mamba_type type = (mamba_type)item->t.type;
+    tl_status status = TL_OK;
+    memset(k->rows, 0, 16 * k->cols_pad * sizeof(float));
+    memset(k->panel, 0, k->panel_bytes);
+    for (uint64_t i = 0; i < n && status == TL_OK; i++) {
+        status = item->source(item, item->skip + row + i, k->rows + i * k->cols_pad, err);
+    }
+    if (status == TL_OK && !pack_fits(k->rows, 16 * k->cols_pad, type)) {
+        return tl_fail(err, TL_ERR_UNSUPPORTED, pack_fits(k->rows, 16 * k->cols_pad, MAMBA_F32)
+                           ? "%s: a weight is too large for this type (f16: 65504; q8, q6, q4: 1000): use --type bf16 or f32"
+                           : "%s: found a weight that is not finite", item->t.name);
+    }
+    if (status == TL_OK) {
+        *base = pack_panel(k->rows, k->cols_pad, type, k->wanted, k->panel);
+    }
+    return status;
+}
+
 TL_FN tl_status wr_panels(wr_file *w, const wr_item *item, tl_error *err)
 {
     const mbi_tensor *t = &item->t;
-    mamba_type type = (mamba_type)t->type;
-    size_t cols_pad = (size_t)mbi_pad(t->cols, type == MAMBA_Q8 || type == MAMBA_Q4 ? 64 : 32);
-    size_t panel_bytes = (size_t)mbi_panel_bytes(type, t->cols);
-    float *rows = (float *)tl_malloc(16 * cols_pad, sizeof(float), err);
-    unsigned char *panel = (unsigned char *)tl_malloc(panel_bytes, 1, err);
-    tl_status status = rows != NULL && panel != NULL ? TL_OK : TL_ERR_MEMORY;
-    uint64_t first = 0;
+    wr_packer k;
+    tl_status status = wr_packer_init(&k, t, err);
+    uint64_t first = 0, panel = 0;
     for (uint32_t s = 0; s < t->n_segments && status == TL_OK; s++) {
         for (uint64_t r = 0; r < t->segments[s] && status == TL_OK; r += 16) {
-            memset(rows, 0, 16 * cols_pad * sizeof(float));
-            memset(panel, 0, panel_bytes);
-            for (uint64_t i = 0; i < 16 && r + i < t->segments[s] && status == TL_OK; i++) {
-                status = item->source(item, first + r + i, rows + i * cols_pad, err);
-            }
-            if (status == TL_OK && !pack_fits(rows, 16 * cols_pad, type)) {
-                status = tl_fail(err, TL_ERR_UNSUPPORTED, pack_fits(rows, 16 * cols_pad, MAMBA_F32)
-                                     ? "%s: a weight is too large for this type (f16: 65504; q8, q4: 1000): use --type bf16 or f32"
-                                     : "%s: found a weight that is not finite", t->name);
-            }
+            uint64_t n = t->segments[s] - r;
+            float base = 0.0f;
+            status = wr_pack(&k, item, first + r, n < 16 ? n : 16, &base, err);
             if (status == TL_OK) {
-                pack_panel(rows, cols_pad, type, panel);
-                status = wr_put(w, panel, panel_bytes, err);
+                status = wr_put(w, k.panel, k.panel_bytes, err);
             }
             if (status == TL_OK && w->progress != NULL &&
                 w->progress(w->progress_user, w->at, w->file_bytes) != 0) {
                 status = tl_fail(err, TL_ERR_IO, "interrupted; nothing was written to %s", w->path);
             }
+            if (status == TL_OK && k.bases_bytes != 0) {
+                k.bases[panel++] = base;
+            }
         }
         first += t->segments[s];
     }
-    tl_free(rows);
-    tl_free(panel);
+    if (status == TL_OK) {
+        status = wr_put(w, k.bases, k.bases_bytes, err);
+    }
+    wr_packer_free(&k);
     return status;
 }
 
