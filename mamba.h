@@ -1,4 +1,4 @@
-/* mamba.h - v0.1.0 - CPU inference for Mamba models - MIT licence, text at end of file
+/* mamba.h - v0.2.0 - CPU inference for Mamba models - MIT licence, text at end of file
  *
  * Runs selective state space models (the Mamba family) from one flat file that is mapped and used
  * in place: text, log-probabilities, hidden states or plain scans, on any CPU, with libc and libm
@@ -145,9 +145,9 @@
  * @@version   Version of the header                                                       (public)
  * ---------------------------------------------------------------------------------------------- */
 #define MAMBA_VERSION_MAJOR 0
-#define MAMBA_VERSION_MINOR 1
+#define MAMBA_VERSION_MINOR 2
 #define MAMBA_VERSION_PATCH 0
-#define MAMBA_VERSION_TEXT "0.1.0"
+#define MAMBA_VERSION_TEXT "0.2.0"
 
 #ifndef MAMBA_API
 #if defined(MAMBA_STATIC) && defined(__GNUC__)
@@ -163,7 +163,7 @@
 extern "C" {
 #endif
 
-/* "0.1.0": the version that was compiled into the implementation.  Threads: any. */
+/* "0.2.0": the version that was compiled into the implementation.  Threads: any. */
 MAMBA_API const char *mamba_version(void);
 
 /* ------------------------------------------------------------------------------------------------
@@ -5359,8 +5359,12 @@ static mamba_status mbi_check_header(mamba_model *m, mamba_error *err) {
                         "byte order", 12);
     }
     if (mbi_load_u32(p + 8) != MBI_FILE_VERSION) {
-        return mbi_fail_value(err, MAMBA_ERR_VERSION, "file version not known to this build",
-                              "version", 8, mbi_load_u32(p + 8), 1, MBI_FILE_VERSION);
+        return mbi_fail_value(err, MAMBA_ERR_VERSION,
+                              mbi_load_u32(p + 8) < MBI_FILE_VERSION
+                                  ? "file version from before 0.2.0: convert the checkpoint again"
+                                  : "file version not known to this build",
+                              "version", 8, mbi_load_u32(p + 8), MBI_FILE_VERSION,
+                              MBI_FILE_VERSION);
     }
     file_bytes = mbi_load_u64(p + 16);
     if (file_bytes != m->bytes.bytes) {

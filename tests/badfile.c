@@ -244,7 +244,8 @@ TEST(header)
     expect_field("G02 magic", &good, 0, 1, 'm', MAMBA_ERR_FORMAT, "not a .mamba file");
     expect_field("G02 text mode", &good, 5, 1, '\n', MAMBA_ERR_FORMAT, "text mode");
     expect_field("G02 version 0", &good, 8, 4, 0, MAMBA_ERR_VERSION, "version");
-    expect_field("G02 version 2", &good, 8, 4, 2, MAMBA_ERR_VERSION, "found 2, allowed 1");
+    expect_field("G02 version 1", &good, 8, 4, 1, MAMBA_ERR_VERSION, "convert the checkpoint again (found 1, allowed 2");
+    expect_field("G02 version 3", &good, 8, 4, 3, MAMBA_ERR_VERSION, "found 3, allowed 2");
     expect_field("G02 order", &good, 12, 4, 0x04030201u, MAMBA_ERR_FORMAT, "other byte order");
     expect_field("G02 order", &good, 12, 4, 7, MAMBA_ERR_FORMAT, "byte order mark");
     expect_field("G05 size", &good, 16, 8, bytes + 64, MAMBA_ERR_FORMAT, "truncated");
@@ -304,7 +305,7 @@ TEST(configuration)
     expect_field("G10 n_vocab_used", &good, c + 12, 4, 33, MAMBA_ERR_FORMAT, "n_vocab_used");
     expect_field("flags", &good, c + 16, 4, 0x80, MAMBA_ERR_FORMAT, "flags");
     expect_field("G10 untied", &good, c + 16, 4, 0, MAMBA_ERR_FORMAT, "head");
-    expect_field("G08 type", &good, c + 20, 4, 5, MAMBA_ERR_FORMAT, "weight type");
+    expect_field("G08 type", &good, c + 20, 4, 6, MAMBA_ERR_FORMAT, "weight type");
     expect_field("eps 0", &good, c + 24, 4, 0, MAMBA_ERR_FORMAT, "positive");
     expect_field("eps infinite", &good, c + 24, 4, bits, MAMBA_ERR_FORMAT, "positive");
     expect_field("eps NaN", &good, c + 24, 4, 0x7fc00000u, MAMBA_ERR_FORMAT, "positive");
@@ -337,7 +338,7 @@ TEST(tensors)
     size_t norm = tensor_of(&good, "norm_f");
     uint64_t offset = mbi_load_u64(good.data + t1 + 120), bytes = mbi_load_u64(good.data + e + 128);
     blob b;
-    expect_field("G08 type", &good, e + 64, 4, 5, MAMBA_ERR_FORMAT, "embedding");
+    expect_field("G08 type", &good, e + 64, 4, 6, MAMBA_ERR_FORMAT, "embedding");
     expect_field("G08 type -1", &good, e + 64, 4, UINT32_MAX, MAMBA_ERR_FORMAT, "embedding");
     expect_field("G08 q8 of f32 bytes", &good, e + 64, 4, MAMBA_Q8, MAMBA_ERR_FORMAT, "bytes must be");
     expect_field("G08 vector", &good, norm + 64, 4, MAMBA_F16, MAMBA_ERR_FORMAT, "vectors must be f32");

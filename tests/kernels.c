@@ -123,7 +123,8 @@ static void weights_make(weights *w, mamba_type type, int rows, int cols) {
             if (type >= MAMBA_Q8) {
                 signed char *code = (signed char *)panel + (size_t)(c / 128) * block + c % 128 / 32 * 16 + r % 16;
                 if (c % 32 == 0) {
-                    *code = (signed char)(uniform() * 127.9f);
+                    *code = (signed char)(32.0f + 96.0f * (0.5f + 0.5f * uniform())); /* amx: no weight below 2^-20 */
+                    *code = (signed char)(uniform() < 0.0f ? -*code : *code);
                 }
                 v = (double)((float)v * (bases[r / 16] * (float)(*code * (*code < 0 ? -*code : *code))));
             }

@@ -597,12 +597,165 @@ TEST(refused_commands)
     CHECK(!exists("out"));
 }
 
+/* The hashes of a .mamba file, after something in it changed. */
+static void seal(char *file, size_t n)
+{
+    uint64_t meta, hash;
+    memcpy(&meta, file + 24, 8);
+    hash = mbi_hash_bytes((const unsigned char *)file + meta, n - (size_t)meta);
+    memcpy(file + 40, &hash, 8);
+    hash = mbi_hash_bytes((const unsigned char *)file + 40, (size_t)meta - 40);
+    memcpy(file + 32, &hash, 8);
+}
+
+/* Logits of a few tokens from everywhere in the vocabulary, on a target that computes in floats. */
+static float *logits_of(const char *name, const char *target, size_t *n)
+{
+    static const int32_t tokens[] = {4095, 1, 300, 2500, 0, 2223, 2224, 2225, 2240, 700, 4000};
+    mamba_config cfg;
+    mamba_model *m = NULL;
+    mamba_state *s = NULL;
+    mamba_error e;
+    float *logits = NULL;
+    const char *path = at(name);
+    memset(&cfg, 0, sizeof cfg);
+    cfg.target = mamba_target_find(target, strlen(target));
+    if (mamba_open(path, strlen(path), &cfg, &m, &e) == MAMBA_OK && mamba_state_create(m, NULL, &s, &e) == MAMBA_OK) {
+        *n = m->config.n_vocab;
+        logits = (float *)malloc(*n * sizeof(float));
+        if (logits == NULL || mamba_prefill(s, tokens, sizeof tokens / sizeof tokens[0], logits, *n, &e) != MAMBA_OK) {
+            free(logits);
+            logits = NULL;
+        }
+    }
+    mamba_state_free(s);
+    mamba_close(m);
+    return logits;
+}
+
+/* A q4 file with its vocabulary in two parts says bit for bit what the same numbers say as floats. */
+TEST(q4_is_its_floats)
+{
+    static const char *const targets[] = {"scalar", "avx2", "avx512", "neon"};
+    REQUIRE(convert("mamba1-tales", "q4", "q4") == 0);
+    REQUIRE(quantize("q4", "f32", "--type f32 --larger") == 0);
+    for (size_t k = 0; k < sizeof targets / sizeof targets[0]; k++) {
+        size_t n = 0, m = 0;
+        const mamba_target *t = mamba_target_find(targets[k], strlen(targets[k]));
+        if (t != NULL && mamba_target_usable(t)) {
+            float *a = logits_of("q4", targets[k], &n), *b = logits_of("f32", targets[k], &m);
+            CHECK(a != NULL && b != NULL && n == 4096 && n == m && memcmp(a, b, n * sizeof(float)) == 0);
+            free(a);
+            free(b);
+        }
+    }
+}
+
+/* The file again with `embedding_rest`, a matrix of floats, in bf16 (its bytes: the first half of what was there). */
+static size_t shrink_rest(const char *file, char *out)
+{
+    uint64_t meta, end, bytes, table = 0;
+    uint32_t n_tensors = 0;
+    memcpy(&meta, file + 24, 8);
+    for (size_t i = 0; table == 0; i++) {
+        const char *section = file + 64 + 32 * i;
+        if (strcmp(section, "tensors") == 0) {
+            memcpy(&table, section + 16, 8);
+            memcpy(&bytes, section + 24, 8);
+            n_tensors = (uint32_t)(bytes / sizeof(mbi_tensor));
+        }
+    }
+    memcpy(out, file, (size_t)meta);
+    end = meta;
+    for (uint32_t i = 0; i < n_tensors; i++) {
+        mbi_tensor *t = (mbi_tensor *)(void *)(out + table) + i;
+        uint64_t from = t->offset;
+        if (strcmp(t->name, "embedding_rest") == 0) {
+            t->type = MAMBA_BF16;
+            t->bytes /= 2;
+        }
+        t->offset = end;
+        memset(out + end, 0, (size_t)mbi_pad(t->bytes, 64));
+        memcpy(out + end, file + from, (size_t)t->bytes);
+        end += mbi_pad(t->bytes, 64);
+    }
+    memcpy(out + 16, &end, 8);
+    seal(out, (size_t)end);
+    return (size_t)end;
+}
+
+/* Parts of the vocabulary that don't fit together. */
+TEST(vocabulary_refused)
+{
+    size_t n = 0;
+    char *data, *copy;
+    mamba_error e;
+    char text[400];
+    uint64_t config;
+    REQUIRE(convert("mamba1-tales", "q4", "q4") == 0);
+    REQUIRE(quantize("q4", "f32", "--type f32 --larger") == 0);
+    data = read_file("q4", &n);
+    copy = (char *)malloc(1u << 25);
+    REQUIRE(data != NULL && copy != NULL && n < 1u << 25);
+    memcpy(&config, data + 64 + 16, 8);
+    for (int k = 0; k < 3; k++) {
+        static const uint32_t sizes[] = {4090, 1872, 4112};   /* not in whole panels; no first part; one panel too many */
+        mamba_model *m = NULL;
+        memcpy(copy, data, n);
+        memcpy(copy + config + 8, &sizes[k], 4);
+        memcpy(copy + config + 12, &sizes[k], 4);
+        seal(copy, n);
+        CHECK(mamba_open_memory(copy, n, NULL, &m, &e) == MAMBA_ERR_FORMAT && m == NULL);
+        mamba_error_text(&e, text, sizeof text);
+        CHECK_CONTAINS(text, k < 2 ? "multiple of 16" : "embedding");
+        mamba_close(m);
+    }
+    free(data);
+    data = read_file("f32", &n);
+    REQUIRE(data != NULL);
+    {
+        mamba_model *m = NULL;
+        size_t bytes = shrink_rest(data, copy);
+        CHECK(mamba_open_memory(copy, bytes, NULL, &m, &e) == MAMBA_ERR_FORMAT && m == NULL);
+        mamba_error_text(&e, text, sizeof text);
+        CHECK_CONTAINS(text, "both parts must be quantized or of the same type");
+        mamba_close(m);
+    }
+    free(data);
+    free(copy);
+}
+
+/* MAMBA_CHECK_FINITE finds a base that is no number. */
+TEST(base_not_finite)
+{
+    size_t n = 0;
+    char *data;
+    uint32_t word = 0x7f800000u;
+    mamba_config cfg;
+    mamba_model *m = NULL;
+    mamba_error e;
+    const mbi_tensor *t;
+    REQUIRE(convert("mamba1-tales", "q4", "q4") == 0);
+    data = read_file("q4", &n);
+    REQUIRE(data != NULL && mamba_open_memory(data, n, NULL, &m, &e) == MAMBA_OK);
+    t = &m->tensors[1];
+    CHECK(strcmp(t->name, "embedding_rest") == 0 && t->type == MAMBA_Q4);
+    memcpy(data + t->offset + t->bytes - mbi_bases_bytes(MAMBA_Q4, t->rows / 16) + 4, &word, 4);
+    mamba_close(m);
+    m = NULL;
+    seal(data, n);
+    memset(&cfg, 0, sizeof cfg);
+    cfg.check = MAMBA_CHECK_FINITE;
+    CHECK_INT(mamba_open_memory(data, n, &cfg, &m, &e), MAMBA_ERR_NONFINITE);
+    mamba_close(m);
+    free(data);
+}
+
 /* A damaged input: each must be refused, without a file left behind. */
 TEST(hostile_inputs)
 {
     size_t n = 0;
     char *data, *copy;
-    uint64_t hash;
     REQUIRE(convert("mamba1-base", "f32", "f32") == 0);
     data = read_file("f32", &n);
     copy = (char *)malloc(n);
@@ -624,10 +777,7 @@ TEST(hostile_inputs)
         memcpy(copy, data, n);
         memcpy(&meta, copy + 24, 8);
         memcpy(copy + meta + 4096, &word, 4);
-        hash = mbi_hash_bytes((const unsigned char *)copy + meta, n - (size_t)meta);
-        memcpy(copy + 40, &hash, 8);
-        hash = mbi_hash_bytes((const unsigned char *)copy + 40, (size_t)meta - 40);
-        memcpy(copy + 32, &hash, 8);
+        seal(copy, n);
         write_file("bad", copy, n);
         CHECK_INT(quantize("bad", "out", "--type q8"), 1);
         CHECK_CONTAINS(said, "not finite");
@@ -677,6 +827,9 @@ TEST_MAIN("quant")
     RUN(chains);
     RUN(q4_average);
     RUN(refused_commands);
+    RUN(q4_is_its_floats);
+    RUN(vocabulary_refused);
+    RUN(base_not_finite);
     RUN(hostile_inputs);
     RUN(interrupted);
     for (size_t i = 0; i < sizeof leftovers / sizeof leftovers[0]; i++) {
