@@ -65,10 +65,10 @@ quick: ## the header compiles without a warning as C99 and C++11 (seconds)
 CHECKPOINTS ?= ../shared/checkpoints
 accuracy: $(B)/mamba-accuracy $(B)/mamba-convert ## what the weight types cost, in perplexity (minutes)
 	@mkdir -p $(B)/accuracy
-	@for m in mamba1-tales mamba2-tales; do for t in f32 bf16 q8 q4; do \
+	@for m in mamba1-tales mamba2-tales; do for t in f32 bf16 q8 q6 q4; do \
 	    $(B)/mamba-convert -q $(CHECKPOINTS)/$$m -o $(B)/accuracy/$$m-$$t.mamba --type $$t || exit 1; done; \
 	    echo; echo "$$m, tales-unseen.txt"; cd $(B)/accuracy; ../mamba-accuracy $$m-f32.mamba \
-	    $(abspath $(CHECKPOINTS))/tales-unseen.txt $$m-bf16.mamba $$m-q8.mamba $$m-q4.mamba || exit 1; cd $(CURDIR); done
+	    $(abspath $(CHECKPOINTS))/tales-unseen.txt $$m-bf16.mamba $$m-q8.mamba $$m-q6.mamba $$m-q4.mamba || exit 1; cd $(CURDIR); done
 
 FUZZ_SECONDS ?= 20
 fuzz: $(B)/golden/mamba1-long.mamba ## a short round of each fuzzer (clang; FUZZ_SECONDS=20)

@@ -240,8 +240,8 @@ typedef struct mamba_log {
 /* ------------------------------------------------------------------------------------------------
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
-/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amx",
- * "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
+/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amxint8",
+ * "amx", "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -1247,7 +1247,7 @@ static uint32_t mbi_cpu_features(void) {
         f |= (uint32_t)(c7 >> 11 & 1) << MBI_CPU_AVX512VNNI;
         f |= (uint32_t)(a71 >> 5 & 1) << MBI_CPU_AVX512BF16;
 #if MBI_BUILD_AMX
-        if ((f >> MBI_CPU_AVX512BF16 & 1) && (d7 >> 23 & 1) && (d7 >> 22 & 1) && (d7 >> 24 & 1) &&
+        if ((f >> MBI_CPU_AVX512BF16 & f >> MBI_CPU_AVX512VNNI & 1) && (d7 >> 23 & 1) && (d7 >> 22 & 1) && (d7 >> 24 & 1) &&
             (d7 >> 25 & 1) && (os & 0x60000) == 0x60000 && mbi_request_amx()) {
             f |= 1u << MBI_CPU_AMX;
         }
@@ -2735,9 +2735,10 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
             int b;
             int i;
             int t;
-            for (t = 0; t < n; t++) {
-                for (i = 0; i < width; i++) {
-                    acc[t * width + i] = g->bias ? g->bias[p * MBI_LANES + i] : 0.0f;
+            for (i = 0; i < width; i += V_LANES) {
+                vf first = g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f);
+                for (t = 0; t < n; t++) {
+                    V_STORE(acc + t * width + i, first);
                 }
             }
             for (b = 0; b < n_blocks; b += COLUMNS) {
@@ -2787,6 +2788,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
 #define vi __m512i
 #define I_SET1(x) _mm512_set1_epi32(x)
 #define I_TO_FLOAT(v) _mm512_cvtepi32_ps(v)
+#define I_BITS(v) _mm512_castps_si512(v)
 #define I_LOAD(p) V_LOAD_U32(p)
 #define I_STORE(p, v) _mm512_storeu_si512((void *)(p), (v))
 #define I_LOAD_Q8(p) _mm512_xor_si512(V_LOAD_U32(p), _mm512_set1_epi8((char)-128))
@@ -2808,6 +2810,11 @@ MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bi
     MBI_T(i_q6)(_mm512_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
                 _mm512_srli_epi16(V_LOAD_U32((p) + 128), 2 * (j)))
 #define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), (x)) /* acc[row] += sum of 4 columns */
+/* For activations: the largest lane; of 1.5*2^23 + integer as bits the low bytes in a row, and the
+ * sum of the integers. */
+#define I_MAX(v) _mm512_reduce_max_ps(v)
+#define I_PACK(p, v) _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtepi32_epi8(v))
+#define I_SUM(v) _mm512_reduce_add_epi32(_mm512_sub_epi32((v), I_SET1(0x4b400000)))
 /* Register blocking: vectors and tokens of a tile; the vectors of a panel. */
 #define I_TILE_V MBI_V2
 #define I_TILE_NV 2
@@ -2821,6 +2828,7 @@ MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bi
 #define vi __m256i
 #define I_SET1(x) _mm256_set1_epi32(x)
 #define I_TO_FLOAT(v) _mm256_cvtepi32_ps(v)
+#define I_BITS(v) _mm256_castps_si256(v)
 #define I_LOAD(p) V_LOAD_U32(p)
 #define I_STORE(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), (v))
 #define I_LOAD_Q8(p) V_LOAD_U32(p)
@@ -2846,6 +2854,20 @@ MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, __m256i x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #define I_DOT(acc, w, x) MBI_T(i_dot)((acc), (w), (x))
+MBI_FN float MBI_T(i_max)(__m256 v) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+#define I_MAX(v) MBI_T(i_max)(v)
+MBI_FN void MBI_T(i_pack)(unsigned char *p, __m256i v) {
+    __m128i u;
+    v = _mm256_and_si256(v, _mm256_set1_epi32(255));
+    u = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(u, u));
+}
+#define I_PACK(p, v) MBI_T(i_pack)((p), (v))
+#define I_SUM(v) 0 /* no use for it: see MBI_INT8_BIAS */
 #define I_TILE_V MBI_V1
 #define I_TILE_NV 1
 #define I_TILE_N MBI_N4
@@ -2858,6 +2880,7 @@ MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, __m256i x) {
 #define vi int32x4_t
 #define I_SET1(x) vdupq_n_s32(x)
 #define I_TO_FLOAT(v) vcvtq_f32_s32(v)
+#define I_BITS(v) vreinterpretq_s32_f32(v)
 #define I_LOAD(p) vreinterpretq_s32_u8(vld1q_u8(p))
 #define I_STORE(p, v) vst1q_u8((p), vreinterpretq_u8_s32(v))
 #define I_LOAD_Q8(p) I_LOAD(p)
@@ -2877,6 +2900,13 @@ MBI_FN int32x4_t MBI_T(i_load_q6)(const unsigned char *p, int j) {
 }
 #define I_LOAD_Q6(p, j) MBI_T(i_load_q6)((p), (j))
 #define I_DOT(acc, w, x) vdotq_s32((acc), vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x))
+#define I_MAX(v) vmaxvq_f32(v)
+MBI_FN void MBI_T(i_pack)(unsigned char *p, int32x4_t v) {
+    uint16x4_t u = vmovn_u32(vreinterpretq_u32_s32(v));
+    vst1_lane_u32((uint32_t *)(void *)p, vreinterpret_u32_u8(vmovn_u16(vcombine_u16(u, u))), 0);
+}
+#define I_PACK(p, v) MBI_T(i_pack)((p), (v))
+#define I_SUM(v) 0 /* no use for it: see MBI_INT8_BIAS */
 #define I_TILE_V MBI_V4
 #define I_TILE_NV 4
 #define I_TILE_N MBI_N2
@@ -2895,38 +2925,30 @@ MBI_INT8_FN size_t MBI_I(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tok
 }
 
 /* One token's 32 columns from two blocks of 16, of which n_blocks exist; the rest are zero. */
-MBI_INT8_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks,
-                                       unsigned char *q, unsigned char *scale_and_sum) {
+MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, unsigned char *q,
+                                  unsigned char *scale_and_sum) {
     MBI_ALIGN64 float v[32];
-    float most = 0.0f;
-    float scale;
-    vf inverse;
     vf peak = V_SET1(0.0f);
+    vf inverse;
+    float most;
+    float scale;
     int32_t sum = 0;
     int i;
-    memset(v, 0, sizeof v);
-    for (i = 0; i < 32 && i / MBI_LANES < n_blocks; i += V_LANES) {
-        vf in = V_LOAD(x + (size_t)(i / MBI_LANES) * block + i % MBI_LANES);
+    for (i = 0; i < 32; i += V_LANES) {
+        vf in = i / MBI_LANES < n_blocks
+                    ? V_LOAD(x + (size_t)(i / MBI_LANES) * block + i % MBI_LANES)
+                    : V_SET1(0.0f);
         V_STORE(v + i, in);
         peak = V_MAX(V_ABS(in), peak);
     }
-    {
-        MBI_ALIGN64 float lanes[V_LANES];
-        V_STORE(lanes, peak);
-        for (i = 0; i < V_LANES; i++) {
-            most = lanes[i] > most ? lanes[i] : most;
-        }
-    }
+    most = I_MAX(peak);
     scale = most / 127.0f;
     inverse = V_SET1(most > 0.0f ? 127.0f / most : 0.0f);
     for (i = 0; i < 32; i += V_LANES) {
-        /* adding 1.5*2^23 rounds to nearest even; |v * inverse| <= 127.00001 */
-        V_STORE(v + i, V_FMA(V_LOAD(v + i), inverse, V_SET1(12582912.0f)));
-    }
-    for (i = 0; i < 32; i++) {
-        signed char byte = (signed char)(mbi_f32_bits(v[i]) & 0xffu);
-        q[i] = (unsigned char)byte;
-        sum += byte;
+        /* adding 1.5*2^23 rounds to nearest even, into the low byte; |v * inverse| <= 127.00001 */
+        vi bits = I_BITS(V_FMA(V_LOAD(v + i), inverse, V_SET1(12582912.0f)));
+        I_PACK(q + i, bits);
+        sum += I_SUM(bits);
     }
     sum *= -MBI_INT8_BIAS;
     memcpy(scale_and_sum, &scale, 4);
@@ -3160,7 +3182,6 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
     }
 }
 #undef MBI_INT8_READY
-#undef MBI_INT8_EACH
 #undef MBI_V1
 #undef MBI_V2
 #undef MBI_V4
@@ -3335,9 +3356,6 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
 }
 #undef MBI_I8MM_FN
 #endif /* MBI_NEON && MBI_BUILD_NEON_I8MM */
-#undef MBI_INT8_Q8
-#undef MBI_INT8_Q6
-#undef MBI_INT8_Q4
 
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_amx   Products by AMX matrix tiles                                           (private)
@@ -3372,7 +3390,7 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
  * cache, gives a third of that; delayed stores of the accumulators a tenth. */
 #define MBI_AMX_ATTRIBUTE                                                                          \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512fp16,amx-tile,"     \
-                          "amx-bf16,avx2,fma,f16c")))
+                          "amx-bf16,amx-int8,avx512vnni,avx2,fma,f16c")))
 #define MBI_AMX_FN static inline __attribute__((always_inline)) MBI_AMX_ATTRIBUTE
 #define MBI_AMX_KERNEL static MBI_NOINLINE MBI_AMX_ATTRIBUTE
 /* The tile intrinsics do not tell the compiler what memory they touch. */
@@ -3987,12 +4005,179 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
     }
     _tile_release();
 }
+
+#if MBI_BUILD_AVX512VNNI
+/* Target amxint8: q8, q6 and q4 with the numbers of avx512vnni, the other types with those of amx.
+ * One to 15 tokens take the instructions of avx512vnni; a tile of 16 tokens and one group of columns
+ * is a tile product (half as deep as a tile may be), whose exact sums are then scaled and added in
+ * registers, group by group, exactly as there.  Measured: see the targets in README. */
+
+/* Tiles 0-3: sums, 4 and 5: activations (16 tokens x 32), 6 and 7: weights (8 x (16 rows x 4)). */
+MBI_AMX_FN void mbi_amx_int8_begin(void) {
+    mbi_amx_config c;
+    int i;
+    memset(&c, 0, sizeof c);
+    c.palette = 1;
+    for (i = 0; i < 8; i++) {
+        c.colsb[i] = i == 4 || i == 5 ? 32 : 64;
+        c.rows[i] = i < 6 ? 16 : 8;
+    }
+    MBI_BARRIER();
+    _tile_loadconfig(&c);
+}
+
+/* n groups of a panel and 16 tokens.  Group k of the weights lies at w + k/4*w_block + k%4*512 as
+ * int8, its scales at scales + 16*k. */
+typedef struct mbi_amx_groups {
+    const unsigned char *w, *x;
+    const float *scales;
+    size_t w_block, x_group, x_scales; /* x: as in @@kernels_int8 */
+    int n;
+} mbi_amx_groups;
+
+#define MBI_AMX_16(X)                                                                              \
+    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define MBI_AMX_INT8_IN(t) __m512 a##t = _mm512_loadu_ps(acc + 16 * (t));
+#define MBI_AMX_INT8_OUT(t) _mm512_storeu_ps(acc + 16 * (t), a##t);
+#define MBI_AMX_INT8_ADD(t)                                                                        \
+    a##t = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(xs[2 * (t)])),                      \
+                           _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * (t))), a##t);
+#define MBI_AMX_INT8_SUM(j, x_tile, w_tile)                                                        \
+    if (k + (j) < b->n) {                                                                          \
+        _tile_zero(j);                                                                             \
+        _tile_loadd(x_tile, b->x + (size_t)(k + (j)) * b->x_group, 32);                            \
+        _tile_loadd(w_tile, b->w + (size_t)(k / 4) * b->w_block + (j) * 512, 64);                  \
+        _tile_dpbssd(j, x_tile, w_tile);                                                           \
+        _tile_stored(j, sums[k / 4 % 2][j], 64);                                                   \
+    }
+/* acc (16 tokens, 16 rows) += …: 4 groups' sums are computed while those of the 4 before are
+ * scaled. */
+MBI_AMX_KERNEL void mbi_amx_int8_tile(const mbi_amx_groups *b, float *acc) {
+    MBI_ALIGN64 int32_t sums[2][4][256];
+    int k;
+    MBI_AMX_16(MBI_AMX_INT8_IN)
+    for (k = 0; k < b->n + 4; k += 4) {
+        int done;
+        MBI_AMX_INT8_SUM(0, 4, 6)
+        MBI_AMX_INT8_SUM(1, 5, 7)
+        MBI_AMX_INT8_SUM(2, 4, 6)
+        MBI_AMX_INT8_SUM(3, 5, 7)
+        MBI_BARRIER();
+        for (done = k - 4; done >= 0 && done < mbi_min_int(k, b->n); done++) {
+            const int32_t *sum = sums[done / 4 % 2][done % 4];
+            const float *xs = (const float *)(const void *)(b->x + (size_t)done * b->x_group +
+                                                            b->x_scales);
+            __m512 scale = _mm512_loadu_ps(b->scales + 16 * done);
+            MBI_AMX_16(MBI_AMX_INT8_ADD)
+        }
+    }
+    MBI_AMX_16(MBI_AMX_INT8_OUT)
+}
+#undef MBI_AMX_16
+#undef MBI_AMX_INT8_IN
+#undef MBI_AMX_INT8_OUT
+#undef MBI_AMX_INT8_ADD
+#undef MBI_AMX_INT8_SUM
+
+/* Groups [g, g+n) of panel p: integers as int8 (q8: they are), and scales. */
+MBI_AMX_KERNEL void mbi_amx_int8_expand(const mbi_mat *w, int p, int g, int n, unsigned char *out,
+                                        float *scales) {
+    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
+    const __m512i bias = _mm512_set1_epi8((char)-128);
+    size_t bytes = mbi_group_bytes(w->type);
+    for (; n > 0; n--, g++, scales += 16) {
+        const unsigned char *unit = panel + mbi_units_at(bytes, g);
+        _mm512_storeu_ps(scales,
+                         MBI_T(mbi_scales)(panel + mbi_codes_at(bytes, g), w->bases[p]));
+#define MBI_AMX_INT8_STORE(V, N, LOAD, j)                                                          \
+    _mm512_storeu_si512(out + 64 * (j), _mm512_xor_si512(LOAD(unit, j), bias));
+        if (w->type == MAMBA_Q6) {
+            MBI_INT8_EACH(MBI_AMX_INT8_STORE, , , MBI_INT8_Q6)
+            out += 512;
+        } else if (w->type == MAMBA_Q4) {
+            MBI_INT8_EACH(MBI_AMX_INT8_STORE, , , MBI_INT8_Q4)
+            out += 512;
+        }
+#undef MBI_AMX_INT8_STORE
+    }
+}
+
+static size_t mbi_k_prepared_bytes_amxint8(mamba_type type, int n, int n_tokens) {
+    return mbi_is_quantized(type) ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
+                                  : mbi_k_prepared_bytes_amx(type, n, n_tokens);
+}
+
+static void mbi_k_prepare_amxint8(mamba_type type, const float *x, int n, int n_tokens, int t0,
+                                  int t1, void *out) {
+    (mbi_is_quantized(type) ? MBI_I(mbi_k_prepare) : mbi_k_prepare_amx)(type, x, n, n_tokens, t0,
+                                                                       t1, out);
+}
+
+/* Panel by panel, 512 columns at a time, for up to 512 tokens; sums wait in the scratch. */
+MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { SPAN = 16 };
+    const mbi_mat *w = g->w;
+    unsigned char *expanded = (unsigned char *)g->scratch;
+    float *scales = (float *)(void *)(expanded + SPAN * 512);
+    float *acc = scales + SPAN * 16; /* [token][16] */
+    int n_groups = (w->cols + 31) / 32;
+    int p;
+    for (p = p0; p < p1; p++) {
+        __m512 first = g->bias ? _mm512_loadu_ps(g->bias + p * MBI_LANES) : _mm512_setzero_ps();
+        int k;
+        int t;
+        for (t = 0; t < t1 - t0; t++) {
+            _mm512_storeu_ps(acc + t * MBI_LANES, first);
+        }
+        for (k = 0; k < n_groups; k += SPAN) {
+            mbi_amx_groups b;
+            b.n = mbi_min_int(SPAN, n_groups - k);
+            mbi_amx_int8_expand(w, p, k, b.n, expanded, scales);
+            b.w = w->type == MAMBA_Q8
+                      ? w->data + (size_t)p * w->panel_bytes + mbi_units_at(512, k)
+                      : expanded;
+            b.w_block = w->type == MAMBA_Q8 ? 4 * 512 + 64 : 4 * 512;
+            b.scales = scales;
+            b.x_group = (size_t)g->n_tokens * 40;
+            for (t = t0; t < t1; t += 16) {
+                b.x = (const unsigned char *)g->x + (size_t)k * b.x_group + (size_t)t * 32;
+                b.x_scales = (size_t)g->n_tokens * 32 - (size_t)t * 24;
+                mbi_amx_int8_tile(&b, acc + (t - t0) * MBI_LANES);
+            }
+        }
+        MBI_T(mbi_gemm_finish)(g, p, t0, t1 - t0, acc, MBI_LANES);
+    }
+}
+
+MBI_AMX_KERNEL void mbi_k_gemm_amxint8(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    int full = t0 + (t1 - t0) / 16 * 16;
+    int t;
+    if (!mbi_is_quantized(g->w->type)) {
+        mbi_k_gemm_amx(g, p0, p1, t0, t1);
+        return;
+    }
+    if (full > t0) {
+        mbi_amx_int8_begin();
+        for (t = t0; t < full; t += MBI_AMX_TOKENS) {
+            mbi_amx_int8_panels(g, p0, p1, t, mbi_min_int(t + MBI_AMX_TOKENS, full));
+        }
+        _tile_release();
+    }
+    if (t1 > full) {
+        MBI_I(mbi_k_gemm)(g, p0, p1, full, t1);
+    }
+}
+#endif /* MBI_BUILD_AVX512VNNI */
 #undef MBI_AMX_INIT
 #undef MBI_AMX_ATTRIBUTE
 #undef MBI_AMX_FN
 #undef MBI_AMX_KERNEL
 #undef MBI_BARRIER
 #endif /* MBI_AVX512 && MBI_BUILD_AMX */
+#undef MBI_INT8_Q8
+#undef MBI_INT8_Q6
+#undef MBI_INT8_Q4
+#undef MBI_INT8_EACH
 
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_bf16   Products of bf16 weights by NEON matrix instructions                  (private)
@@ -4192,6 +4377,12 @@ static const mamba_target mbi_target_avx512 = {"avx512", MBI_CPU_AVX512, {MBI_KE
 static const mamba_target mbi_target_amx = {
     "amx", MBI_CPU_AMX, {MBI_PRODUCT_LIST(MBI_OWN) MBI_REST_LIST(MBI_X)}};
 #undef MBI_OWN
+#if MBI_BUILD_AVX512VNNI
+#define MBI_OWN(type, name, args) mbi_k_##name##_amxint8,
+static const mamba_target mbi_target_amxint8 = {
+    "amxint8", MBI_CPU_AMX, {MBI_PRODUCT_LIST(MBI_OWN) MBI_REST_LIST(MBI_X)}};
+#undef MBI_OWN
+#endif
 #endif
 #endif
 #define MBI_INT8_X(type, name, args) MBI_I(mbi_k_##name),
@@ -4266,6 +4457,10 @@ static const mamba_target mbi_target_neonbf16 = {
 #undef I_LOAD_Q6
 #undef I_LOAD_Q4
 #undef I_DOT
+#undef I_BITS
+#undef I_MAX
+#undef I_PACK
+#undef I_SUM
 #undef I_TILE_V
 #undef I_TILE_NV
 #undef I_TILE_N
@@ -4313,6 +4508,9 @@ static const mamba_target *mbi_target_at(int i) {
 #endif
 #if MBI_BUILD_AVX512VNNI
         &mbi_target_avx512vnni,
+#endif
+#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
+        &mbi_target_amxint8,
 #endif
 #if MBI_BUILD_AMX
         &mbi_target_amx,

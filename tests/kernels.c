@@ -208,7 +208,8 @@ static void product(const weights *w, const float *x, int n_tokens, const float 
 static double product_bound(mamba_type type, int cols, double sum, double group) {
     const char *name = target->name;
     double bound = (cols + 8) * ldexp(sum, -24);
-    if (strcmp(name, "amx") == 0 || strcmp(name, "avx512bf16") == 0) {
+    int quantized = type >= MAMBA_Q8;
+    if (strcmp(name, "amx") == 0 || (strcmp(name, "amxint8") == 0 && !quantized)) {
         if (type == MAMBA_BF16 || type == MAMBA_F16) {
             bound += ldexp(sum, -15);
         } else if (type >= MAMBA_Q8) {
@@ -217,7 +218,7 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
         bound += 1e-30; /* products of denormals count as 0 */
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
                 strcmp(name, "neoni8mm") == 0 || strcmp(name, "neonbf16") == 0 ||
-                strcmp(name, "avx2int8") == 0) &&
+                strcmp(name, "avx2int8") == 0 || strcmp(name, "amxint8") == 0) &&
                type >= MAMBA_Q8) {
         bound += group / 254 * 1.01;
     } else if (strcmp(name, "neonbf16") == 0 && type == MAMBA_BF16) {
@@ -363,8 +364,8 @@ static void check_same_bits(const mamba_target *a, const mamba_target *b, mamba_
     free(y[1]);
 }
 
-/* For every type but `other`. */
-static void check_twins(const char *name, const char *twin, int other) {
+/* For every type that is not in the set `others`. */
+static void check_twins(const char *name, const char *twin, unsigned others) {
     static const int shapes[][2] = {{16, 31}, {33, 130}, {48, 777}};
     const mamba_target *a = mamba_target_find(name, strlen(name));
     const mamba_target *b = mamba_target_find(twin, strlen(twin));
@@ -375,7 +376,7 @@ static void check_twins(const char *name, const char *twin, int other) {
         SKIP("this machine can't run them");
     }
     for (type = MAMBA_F32; type <= MAMBA_Q4; type++) {
-        for (i = 0; i < 3 && type != other; i++) {
+        for (i = 0; i < 3 && (others >> types[type] & 1) == 0; i++) {
             for (n_tokens = 1; n_tokens <= 21; n_tokens++) {
                 check_same_bits(a, b, types[type], shapes[i][0], shapes[i][1], n_tokens);
             }
@@ -386,14 +387,23 @@ static void check_twins(const char *name, const char *twin, int other) {
     }
 }
 
+#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
+TEST(amxint8_is_avx512vnni) {
+    check_twins("amxint8", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
+}
+
+TEST(amxint8_is_amx) { /* in the types that have no integers */
+    check_twins("amxint8", "amx", 1u << MAMBA_Q8 | 1u << MAMBA_Q6 | 1u << MAMBA_Q4);
+}
+#endif
 #if MBI_BUILD_NEON_I8MM
 TEST(neoni8mm_is_neondot) {
-    check_twins("neoni8mm", "neondot", -1);
+    check_twins("neoni8mm", "neondot", 0);
 }
 #endif
 #if MBI_BUILD_NEON_BF16
 TEST(neonbf16_is_neoni8mm) { /* but for bf16 */
-    check_twins("neonbf16", "neoni8mm", MAMBA_BF16);
+    check_twins("neonbf16", "neoni8mm", 1u << MAMBA_BF16);
 }
 #endif
 
@@ -725,6 +735,10 @@ TEST_MAIN("kernels") {
         RUN(scan);
         RUN(scan_tiny_states);
     }
+#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
+    RUN(amxint8_is_avx512vnni);
+    RUN(amxint8_is_amx);
+#endif
 #if MBI_BUILD_NEON_I8MM
     RUN(neoni8mm_is_neondot);
 #endif
