@@ -240,8 +240,8 @@ typedef struct mamba_log {
 /* ------------------------------------------------------------------------------------------------
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
-/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amxint8",
- * "amx", "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
+/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amx",
+ * "amxint8", "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -3380,7 +3380,8 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
  * for one token, the same bits by two chains of vdpbf16ps instead of a tile with one row (1.5 times
  * slower), or 4 panels in step (no gain).  int8 tiles: groups of 32 columns fill half a tile, which
  * takes as long as a whole one, and every product must be scaled: 42 ns a tile against 27 by bf16.
- * For one token avx512vnni is faster (1.4 times in q8, 1.8 in q4, two cores of a Sapphire Rapids).
+ * For one token integers are faster (1.4 times in q8, 1.8 in q4, two cores of a Sapphire Rapids):
+ * see amxint8 below.
  *
  * Prepared activations: per *superblock* of columns (so that the superblock of all tiles stays in
  * the second-level cache), per tile of 16 tokens, per step: hi tile, then lo tile, of 64-byte rows,
@@ -4512,11 +4513,11 @@ static const mamba_target *mbi_target_at(int i) {
 #if MBI_BUILD_AVX512VNNI
         &mbi_target_avx512vnni,
 #endif
-#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
-        &mbi_target_amxint8,
-#endif
 #if MBI_BUILD_AMX
         &mbi_target_amx,
+#endif
+#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
+        &mbi_target_amxint8, /* above amx: most work is single tokens */
 #endif
         NULL};
     int n = (int)(sizeof list / sizeof list[0]) - 1;
