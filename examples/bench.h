@@ -6,10 +6,10 @@
  *    decode   bytes moved for a token (weights read, state read and written) * tokens/s  /
  *             streaming read bandwidth
  *    prefill  2 * weights of the matrix products * tokens/s  /  peak of the arithmetic that the
- *             target uses for the weight type: AMX bf16 for 16-, 8- and 4-bit weights on "amx",
- *             int8 dot products for 8- and 4-bit weights on "avx512vnni", else float32 FMA.  Scan,
- *             convolution and norms do not count as work: the share says how much of the machine
- *             the whole model reaches.
+ *             target uses for the weight type: for q8, q6 and q4 AMX int8 on "amxint8", AMX bf16 on
+ *             "amx", int8 dot products on "avx512vnni"; for 16 bits AMX bf16 on both AMX targets;
+ *             else float32 FMA.  Scan, convolution and norms do not count as work: the share says
+ *             how much of the machine the whole model reaches.
  *  Limits are measured with as many threads as the model uses.  A model smaller than the last-level
  *  cache can decode above the bandwidth of memory.
  */
@@ -167,10 +167,15 @@ static int bench_limits(bench_job *j) {
 /* The limit of prefill for the target in use and the model's weight type. */
 static int bench_prefill_limit(const bench_job *j) {
     const char *type = j->m.info.weight_type;
-    if (strcmp(j->m.info.target, "amx") == 0 && strcmp(type, "f32") != 0) {
+    const char *target = j->m.info.target;
+    int integers = type[0] == 'q';
+    if (strcmp(target, "amxint8") == 0 && integers) {
+        return LIMIT_AMX_INT8;
+    }
+    if (strncmp(target, "amx", 3) == 0 && strcmp(type, "f32") != 0) {
         return LIMIT_AMX_BF16;
     }
-    if (strcmp(j->m.info.target, "avx512vnni") == 0 && type[0] == 'q') {
+    if (strcmp(target, "avx512vnni") == 0 && integers) {
         return LIMIT_INT8;
     }
     return LIMIT_F32;
