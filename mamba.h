@@ -1247,8 +1247,9 @@ static uint32_t mbi_cpu_features(void) {
         f |= (uint32_t)(c7 >> 11 & 1) << MBI_CPU_AVX512VNNI;
         f |= (uint32_t)(a71 >> 5 & 1) << MBI_CPU_AVX512BF16;
 #if MBI_BUILD_AMX
-        if ((f >> MBI_CPU_AVX512BF16 & f >> MBI_CPU_AVX512VNNI & 1) && (d7 >> 23 & 1) && (d7 >> 22 & 1) && (d7 >> 24 & 1) &&
-            (d7 >> 25 & 1) && (os & 0x60000) == 0x60000 && mbi_request_amx()) {
+        if ((f >> MBI_CPU_AVX512BF16 & f >> MBI_CPU_AVX512VNNI & 1) && (d7 >> 23 & 1) &&
+            (d7 >> 22 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (os & 0x60000) == 0x60000 &&
+            mbi_request_amx()) {
             f |= 1u << MBI_CPU_AMX;
         }
 #endif
@@ -1786,7 +1787,8 @@ MBI_FN float32x4_t MBI_T(v_i8)(const unsigned char *p) {
 #define V_LOAD_I8(p) MBI_T(v_i8)(p)
 MBI_FN float32x4_t MBI_T(v_q6_col)(const unsigned char *p, int i) {
     int column = 8 * (i % 4);
-    uint32x4_t low = vshlq_u32(V_LOAD_U32(p + 64 * (i / 8)), vdupq_n_s32(-column - 4 * (i / 4 % 2)));
+    int nibble = 4 * (i / 4 % 2);
+    uint32x4_t low = vshlq_u32(V_LOAD_U32(p + 64 * (i / 8)), vdupq_n_s32(-column - nibble));
     uint32x4_t high = vshlq_u32(V_LOAD_U32(p + 128), vdupq_n_s32(-column - 2 * (i / 4)));
     low = vandq_u32(low, vdupq_n_u32(15));
     high = vshlq_n_u32(vandq_u32(high, vdupq_n_u32(3)), 4);
@@ -2409,7 +2411,8 @@ MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRI
         break;
     case MAMBA_Q8:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
-            const unsigned char *u = panel + mbi_units_at(512, b / 2) + (size_t)(b % 2) * 256 + 4 * i;
+            const unsigned char *u =
+                panel + mbi_units_at(512, b / 2) + (size_t)(b % 2) * 256 + 4 * i;
             vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(512, b / 2) + i, w->bases[p]);
             for (c = 0; c < 16; c += 4, u += 64) {
                 MBI_COLUMN(V_LOAD_I8_COL, 0) MBI_COLUMN(V_LOAD_I8_COL, 1)
@@ -2419,7 +2422,8 @@ MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRI
         break;
     case MAMBA_Q6:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
-            const unsigned char *u = panel + mbi_units_at(384, b / 2) + (size_t)(b % 2) * 192 + 4 * i;
+            const unsigned char *u =
+                panel + mbi_units_at(384, b / 2) + (size_t)(b % 2) * 192 + 4 * i;
             vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(384, b / 2) + i, w->bases[p]);
             c = 0;
             MBI_COLUMN(V_LOAD_Q6_COL, 0) MBI_COLUMN(V_LOAD_Q6_COL, 1)
@@ -2434,7 +2438,8 @@ MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRI
         break;
     case MAMBA_Q4:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
-            const unsigned char *u = panel + mbi_units_at(256, b / 2) + (size_t)(b % 2) * 128 + 4 * i;
+            const unsigned char *u =
+                panel + mbi_units_at(256, b / 2) + (size_t)(b % 2) * 128 + 4 * i;
             vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(256, b / 2) + i, w->bases[p]);
             for (c = 0; c < 16; c += 8, u += 64) {
                 MBI_COLUMN(V_LOAD_Q4_COL, 0) MBI_COLUMN(V_LOAD_Q4_COL, 1)
@@ -2698,8 +2703,8 @@ MBI_KERNEL void MBI_T(mbi_gemv)(const mbi_gemm *g, int p0, int p1, int t) {
             int full = n_panels * MBI_LANES - row >= step;
             const unsigned char *panel = w->data + (size_t)(p + row / MBI_LANES) * w->panel_bytes;
             of_type[!full](panel, (size_t)w->panel_bytes,
-                           w->bases ? w->bases + p + row / MBI_LANES : NULL, row % MBI_LANES, x, (size_t)g->n_tokens * MBI_LANES,
-                           (w->cols + 15) / 16, acc + row);
+                           w->bases ? w->bases + p + row / MBI_LANES : NULL, row % MBI_LANES, x,
+                           (size_t)g->n_tokens * MBI_LANES, (w->cols + 15) / 16, acc + row);
             row += full ? step : V_LANES;
         }
         for (i = 0; i < n_panels; i++) {
@@ -8090,7 +8095,8 @@ static uint64_t mbi_first_nonfinite(const unsigned char *p, const mbi_tensor *t)
         }
         return i;
     default:
-        for (i = matrix - bases; i < t->bytes; i += i % matrix == matrix - 4 ? matrix - bases + 4 : 4) {
+        for (i = matrix - bases; i < t->bytes;
+             i += i % matrix == matrix - 4 ? matrix - bases + 4 : 4) {
             if ((mbi_load_u32(p + i) & 0x7f800000u) == 0x7f800000u) {
                 return i;
             }

@@ -159,14 +159,15 @@ TL_FN int wr_raise(wr_budget *b, wr_item *item)
 TL_FN tl_status wr_raise_rows(wr_budget *b, const char *what, const char *what_rest, tl_error *err)
 {
     wr_item *item = wr_find(b->w, -1, what), *rest;
-    double per_panel;
+    double room, per_panel;
     uint32_t rows;
     if (item == NULL || item->t.type != MAMBA_Q4 || wr_find(b->w, -1, what_rest) != NULL || wr_raise(b, item)) {
         return TL_OK;
     }
     per_panel = 8.0 * (double)(mbi_panel_bytes(MAMBA_Q6, item->t.cols) - mbi_panel_bytes(MAMBA_Q4, item->t.cols));
-    rows = 16 * (uint32_t)((b->limit - b->bits - 1024.0) / per_panel);   /* 1024: the bases are padded twice */
-    if (b->limit - b->bits < 1024.0 + per_panel || rows >= item->t.rows) {
+    room = b->limit - b->bits - 1024.0;   /* 1024: the bases are padded twice */
+    rows = room >= per_panel ? 16 * (uint32_t)(room / per_panel) : 0;
+    if (rows == 0 || rows >= item->t.rows) {
         return TL_OK;
     }
     rest = wr_add(b->w, -1, what_rest, MAMBA_Q4, MBI_LAYOUT_PANELS, err);
