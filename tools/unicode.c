@@ -150,6 +150,18 @@ static void uc_read_exclusions(const char *dir)
     fclose(f);
 }
 
+/* FROM or FROM..TO. */
+static uint32_t uc_range(const char **p, const char *path, uint32_t *to)
+{
+    uint32_t from = uc_hex(p, path);
+    *to = from;
+    if ((*p)[0] == '.' && (*p)[1] == '.') {
+        *p += 2;
+        *to = uc_hex(p, path);
+    }
+    return from;
+}
+
 static void uc_read_spaces(const char *dir)
 {
     char path[512];
@@ -163,12 +175,7 @@ static void uc_read_spaces(const char *dir)
         if (*p == '#' || semicolon == NULL || strncmp(semicolon, "; White_Space", 13) != 0) {
             continue;
         }
-        from = uc_hex(&p, path);
-        to = from;
-        if (p[0] == '.' && p[1] == '.') {
-            p += 2;
-            to = uc_hex(&p, path);
-        }
+        from = uc_range(&p, path, &to);
         for (; from <= to; ++from) {
             uc_class[from] = CLASS_SPACE;
         }
@@ -191,12 +198,7 @@ static void uc_read_ages(const char *dir)
         if (*p == '#' || semicolon == NULL) {
             continue;
         }
-        from = uc_hex(&p, path);
-        to = from;
-        if (p[0] == '.' && p[1] == '.') {
-            p += 2;
-            to = uc_hex(&p, path);
-        }
+        from = uc_range(&p, path, &to);
         for (; from <= to && strtoul(semicolon + 1, NULL, 10) > 8; ++from) {
             uc_punctuation[from] = 0;
         }
