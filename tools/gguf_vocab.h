@@ -189,30 +189,24 @@ TL_FN tl_status voc_gguf_tokens(voc_gguf *v)
     return TL_OK;
 }
 
-/* Sorts the tokens; two of the same text would make the ids of that text a matter of chance. */
+/* Sorts the tokens; refuses two of the same text. */
 TL_FN tl_status voc_gguf_sort(voc_gguf *v)
 {
     voc_reader *r = &v->r;
-    uint64_t *spare = (uint64_t *)tl_malloc(r->n_tokens, sizeof *spare, r->err);
-    if (spare == NULL) {
-        return TL_ERR_MEMORY;
+    size_t twin;
+    tl_status status = voc_sort(r, &twin);
+    if (status == TL_OK && twin != 0) {
+        const voc_token *t = &r->tokens[(uint32_t)r->sorted[twin]];
+        char found[200];
+        tl_quoted q;
+        (void)snprintf(found, sizeof found, "\"%s\" as token %lu and %lu",
+                       tl_quote(&q, t->ptr, t->len),
+                       (unsigned long)r->tokens[(uint32_t)r->sorted[twin - 1]].id,
+                       (unsigned long)t->id);
+        status = gguf_value_fault(v->file, "tokenizer.ggml.tokens", v->tokens, found,
+                                  "each text once", r->err);
     }
-    tl_sort(r->sorted, spare, r->n_tokens, voc_order, r);
-    tl_free(spare);
-    for (size_t i = 1; i < r->n_tokens; i++) {
-        const voc_token *t = &r->tokens[(uint32_t)r->sorted[i]],
-                        *u = &r->tokens[(uint32_t)r->sorted[i - 1]];
-        if (tl_key_order(r->sorted[i - 1], r->sorted[i], voc_order, r) == 0) {
-            char found[200];
-            tl_quoted q;
-            (void)snprintf(found, sizeof found, "\"%s\" as token %lu and %lu",
-                           tl_quote(&q, t->ptr, t->len), (unsigned long)u->id,
-                           (unsigned long)t->id);
-            return gguf_value_fault(v->file, "tokenizer.ggml.tokens", v->tokens, found,
-                                    "each text once", r->err);
-        }
-    }
-    return TL_OK;
+    return status;
 }
 
 TL_FN tl_status voc_gguf_merges(voc_gguf *v)

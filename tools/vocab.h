@@ -748,28 +748,38 @@ TL_FN tl_status voc_added(voc_reader *r, json_id list, uint64_t limit)
     return TL_OK;
 }
 
-/* Sorts tokens that came as a list; two of the same text would make the ids of that text a matter of
- * chance. */
-TL_FN tl_status voc_sort_tokens(voc_reader *r)
+/* Sorts tokens that came as a list. Two of the same text would make the ids of that text a matter of
+ * chance: `twin` is the later of them, right behind the other in `sorted`, or 0. */
+TL_FN tl_status voc_sort(voc_reader *r, size_t *twin)
 {
     uint64_t *spare = (uint64_t *)tl_malloc(r->n_tokens, sizeof *spare, r->err);
+    *twin = 0;
     if (spare == NULL) {
         return TL_ERR_MEMORY;
     }
     tl_sort(r->sorted, spare, r->n_tokens, voc_order, r);
     tl_free(spare);
-    for (size_t i = 1; i < r->n_tokens; i++) {
-        const voc_token *t = &r->tokens[(uint32_t)r->sorted[i]],
-                        *u = &r->tokens[(uint32_t)r->sorted[i - 1]];
-        if (tl_key_order(r->sorted[i - 1], r->sorted[i], voc_order, r) == 0) {
-            tl_quoted q;
-            return tl_fail(r->err, TL_ERR_FORMAT,
-                           "%s: %s: found \"%s\" as %lu and %lu, allowed: each text once", r->name,
-                           r->tokens_field, tl_quote(&q, t->ptr, t->len), (unsigned long)u->id,
-                           (unsigned long)t->id);
-        }
+    for (size_t i = 1; i < r->n_tokens && *twin == 0; i++) {
+        *twin = tl_key_order(r->sorted[i - 1], r->sorted[i], voc_order, r) == 0 ? i : 0;
     }
     return TL_OK;
+}
+
+/* The same, and refuses such twins. */
+TL_FN tl_status voc_sort_tokens(voc_reader *r)
+{
+    size_t twin;
+    tl_status status = voc_sort(r, &twin);
+    if (status == TL_OK && twin != 0) {
+        const voc_token *t = &r->tokens[(uint32_t)r->sorted[twin]];
+        tl_quoted q;
+        status = tl_fail(r->err, TL_ERR_FORMAT,
+                         "%s: %s: found \"%s\" as %lu and %lu, allowed: each text once", r->name,
+                         r->tokens_field, tl_quote(&q, t->ptr, t->len),
+                         (unsigned long)r->tokens[(uint32_t)r->sorted[twin - 1]].id,
+                         (unsigned long)t->id);
+    }
+    return status;
 }
 
 /* One token per id. */
