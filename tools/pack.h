@@ -229,7 +229,9 @@ TL_FN float pack_quantized(const float *rows, size_t cols_pad, mamba_type type, 
     size_t n_groups = cols_pad / PACK_GROUP, group_bytes = mbi_group_bytes(type);
     float most = 0.0f, base;
     pack_codebook book;
-    pack_codebook_init(&book);
+    if (type == MAMBA_Q4) {
+        pack_codebook_init(&book);
+    }
     for (size_t g = 0; g < n_groups; g++) {
         for (size_t lane = 0; lane < 16; lane++) {
             float w = pack_wanted(rows + lane * cols_pad + g * PACK_GROUP, type, &book);

@@ -161,6 +161,8 @@ TL_FN tl_status wr_raise_rows(wr_budget *b, const char *what, const char *what_r
     wr_item *item = wr_find(b->w, -1, what), *rest;
     double room, per_panel;
     uint32_t rows;
+    size_t at;
+    char name[64];
     if (item == NULL || item->t.type != MAMBA_Q4 || wr_find(b->w, -1, what_rest) != NULL || wr_raise(b, item)) {
         return TL_OK;
     }
@@ -170,24 +172,18 @@ TL_FN tl_status wr_raise_rows(wr_budget *b, const char *what, const char *what_r
     if (rows == 0 || rows >= item->t.rows) {
         return TL_OK;
     }
+    at = (size_t)(item - b->w->items);
     rest = wr_add(b->w, -1, what_rest, MAMBA_Q4, MBI_LAYOUT_PANELS, err);
     if (rest == NULL) {
         return TL_ERR_MEMORY;
     }
-    item = rest - 1;   /* wr_add may have moved them */
-    while (memcmp(item->t.name, what, strlen(what) + 1) != 0) {
-        item--;
-    }
+    item = &b->w->items[at];   /* wr_add may have moved them */
     b->bits += rows / 16 * per_panel;
-    rest->source = item->source;
-    rest->from = item->from;
-    rest->tensor = item->tensor;
-    rest->extra = item->extra;
-    memcpy(rest->d, item->d, sizeof rest->d);
-    rest->t.cols = item->t.cols;
-    rest->first = item->first;
-    rest->skip = item->skip + rows;
-    wr_segment(rest, item->t.rows - rows);
+    memcpy(name, rest->t.name, sizeof name);
+    *rest = *item;
+    memcpy(rest->t.name, name, sizeof name);
+    rest->skip += rows;
+    rest->t.rows = rest->t.segments[0] = item->t.rows - rows;
     item->t.type = MAMBA_Q6;
     item->t.rows = item->t.segments[0] = rows;
     qsort(b->w->items, b->w->item_count, sizeof *b->w->items, wr_order);
