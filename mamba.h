@@ -1410,6 +1410,12 @@ static MBI_UNUSED float mbi_q4_value(unsigned index) {
     return (float)values[index & 15u];
 }
 
+/* Of a mamba_type; 8 bytes, padded with NUL. */
+static const char *mbi_type_name(uint32_t type) {
+    static const char names[7][8] = {"f32", "f16", "bf16", "q8", "q6", "q4", "?"};
+    return names[type < 6 ? type : 6];
+}
+
 /* Types of integers with scales: everything from q8 on. */
 static int mbi_is_quantized(mamba_type type) {
     return type >= MAMBA_Q8;
@@ -11166,7 +11172,6 @@ MAMBA_API mamba_status mamba_model_check(const mamba_model *model, uint32_t what
 }
 
 MAMBA_API void mamba_model_info(const mamba_model *model, mamba_info *info) {
-    static const char names[6][8] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
     const mbi_config_record *c = &model->config;
     int i;
     memset(info, 0, sizeof *info);
@@ -11188,7 +11193,7 @@ MAMBA_API void mamba_model_info(const mamba_model *model, mamba_info *info) {
     info->eos = c->eos;
     info->pad = c->pad;
     memcpy(info->architecture, c->architecture, sizeof info->architecture);
-    memcpy(info->weight_type, names[c->main_type], 8);
+    memcpy(info->weight_type, mbi_type_name(c->main_type), 8);
 }
 
 MAMBA_API mamba_status mamba_model_layer(const mamba_model *model, int i, mamba_layer_info *info) {

@@ -184,10 +184,9 @@ static int bench_prefill_limit(const bench_job *j) {
 /* ---- the model ------------------------------------------------------------------------------- */
 
 static int bench_type(const char *name, mamba_type *type) {
-    static const char names[][5] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
-    size_t i;
-    for (i = 0; i < sizeof names / sizeof names[0]; i++) {
-        if (strcmp(name, names[i]) == 0) {
+    int i;
+    for (i = MAMBA_F32; i <= MAMBA_Q4; i++) {
+        if (strcmp(name, mbi_type_name((uint32_t)i)) == 0) {
             *type = (mamba_type)i;
             return 1;
         }

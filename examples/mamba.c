@@ -1159,11 +1159,6 @@ static void info_print_layers(const cli_model *m) {
     }
 }
 
-static const char *info_type_name(mamba_type type) {
-    static const char names[][5] = {"f32", "f16", "bf16", "q8", "q6", "q4"};
-    return (unsigned)type < sizeof names / sizeof names[0] ? names[type] : "?";
-}
-
 /* Bytes and elements by weight type, or every tensor. */
 static void info_print_tensors(const cli_model *m, int all) {
     uint64_t bytes[8] = {0};
@@ -1176,7 +1171,7 @@ static void info_print_tensors(const cli_model *m, int all) {
         if (all) {
             cli_quoted q;
             (void)printf("%-40s %-5s %8llu x %-8llu %12llu bytes at %llu\n",
-                         cli_quote(&q, t.name, strlen(t.name)), info_type_name(t.type),
+                         cli_quote(&q, t.name, strlen(t.name)), mbi_type_name((uint32_t)t.type),
                          (unsigned long long)t.rows, (unsigned long long)t.cols,
                          (unsigned long long)t.bytes, (unsigned long long)t.offset);
         }
@@ -1184,7 +1179,7 @@ static void info_print_tensors(const cli_model *m, int all) {
     for (i = 0; i < 8; i++) {
         if (elements[i] != 0) {
             (void)printf("in %-12s%llu elements, %llu bytes, %.2f bits each with padding\n",
-                         info_type_name((mamba_type)i), (unsigned long long)elements[i],
+                         mbi_type_name((uint32_t)i), (unsigned long long)elements[i],
                          (unsigned long long)bytes[i],
                          8.0 * (double)bytes[i] / (double)elements[i]);
         }

@@ -52,13 +52,11 @@ TL_FN const char *pr_value(int argc, char **argv, int *i, const char *name)
     return *i + 1 < argc ? argv[++*i] : "";
 }
 
-static const char *const pr_type_names[] = {"f32", "f16", "bf16", "q8", "q6", "q4"};   /* by mamba_type */
-
 /* mamba_type by name, -1 if there is none such. */
 TL_FN int pr_type(const char *name)
 {
-    for (int i = 0; i < (int)(sizeof pr_type_names / sizeof pr_type_names[0]); i++) {
-        if (strcmp(name, pr_type_names[i]) == 0) {
+    for (int i = MAMBA_F32; i <= MAMBA_Q4; i++) {
+        if (strcmp(name, mbi_type_name((uint32_t)i)) == 0) {
             return i;
         }
     }

@@ -147,11 +147,11 @@ static tl_status qz_check_type(const mamba_model *m, const qz_options *o, tl_err
 {
     mamba_type from = (mamba_type)m->config.main_type, to = (mamba_type)o->type;
     if (from == to) {
-        return tl_fail(err, TL_ERR_USAGE, "%s: is of type %s already", o->in, pr_type_names[to]);
+        return tl_fail(err, TL_ERR_USAGE, "%s: is of type %s already", o->in, mbi_type_name((uint32_t)to));
     }
     if (qz_bits(from) < qz_bits(to) && !o->larger) {
         return tl_fail(err, TL_ERR_USAGE, "%s: is of type %s; %s would make it larger and no better (--larger does "
-                       "it all the same)", o->in, pr_type_names[from], pr_type_names[to]);
+                       "it all the same)", o->in, mbi_type_name((uint32_t)from), mbi_type_name((uint32_t)to));
     }
     return TL_OK;
 }
