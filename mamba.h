@@ -1,4 +1,4 @@
-/* mamba.h - v0.2.0 - CPU inference for Mamba models - MIT licence, text at end of file
+/* mamba.h - v0.3.0 - CPU inference for Mamba models - MIT licence, text at end of file
  *
  * Runs selective state space models (the Mamba family) from one flat file that is mapped and used
  * in place: text, log-probabilities, hidden states or plain scans, on any CPU, with libc and libm
@@ -145,9 +145,9 @@
  * @@version   Version of the header                                                       (public)
  * ---------------------------------------------------------------------------------------------- */
 #define MAMBA_VERSION_MAJOR 0
-#define MAMBA_VERSION_MINOR 2
+#define MAMBA_VERSION_MINOR 3
 #define MAMBA_VERSION_PATCH 0
-#define MAMBA_VERSION_TEXT "0.2.0"
+#define MAMBA_VERSION_TEXT "0.3.0"
 
 #ifndef MAMBA_API
 #if defined(MAMBA_STATIC) && defined(__GNUC__)
@@ -163,7 +163,7 @@
 extern "C" {
 #endif
 
-/* "0.2.0": the version that was compiled into the implementation.  Threads: any. */
+/* "0.3.0": the version that was compiled into the implementation.  Threads: any. */
 MAMBA_API const char *mamba_version(void);
 
 /* ------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ typedef struct mamba_log {
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
 /* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amx",
- * "amxint8", "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
+ * "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -281,9 +281,9 @@ typedef enum mamba_type {
     MAMBA_F32 = 0,
     MAMBA_F16 = 1,
     MAMBA_BF16 = 2,
-    MAMBA_Q8 = 3, /* int8 with an 8-bit scale per 32 columns: 8.25 bits per weight */
-    MAMBA_Q6 = 4, /* 6 bits, the same scales: 6.25 bits per weight */
-    MAMBA_Q4 = 5  /* 4-bit codebook index, the same scales: 4.25 bits per weight */
+    MAMBA_Q8 = 3, /* int8 with an 8-bit scale per 64 columns: 8.13 bits per weight */
+    MAMBA_Q6 = 4, /* 6 bits, the same scales: 6.13 bits per weight */
+    MAMBA_Q4 = 5  /* 4-bit codebook index, the same scales: 4.13 bits per weight */
 } mamba_type;
 
 /* Kinds of layers; a layer is one pre-norm residual branch  r += f(norm(r)). */
@@ -726,8 +726,8 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #else
 #define MBI_BUILD_AVX512BF16 0
 #endif
-#if MBI_BUILD_AVX512BF16 && MBI_OS_LINUX && (MBI_GCC >= 12 || MBI_CLANG >= 14) &&                  \
-    !defined(MAMBA_NO_AMX)
+#if MBI_BUILD_AVX512BF16 && MBI_BUILD_AVX512VNNI && MBI_OS_LINUX &&                                \
+    (MBI_GCC >= 12 || MBI_CLANG >= 14) && !defined(MAMBA_NO_AMX)
 #define MBI_BUILD_AMX 1
 #else
 #define MBI_BUILD_AMX 0
@@ -1421,13 +1421,16 @@ static int mbi_is_quantized(mamba_type type) {
     return type >= MAMBA_Q8;
 }
 
-/* Bytes of the units of 32 columns. */
+/* Columns that share a scale in each row; bytes of a group expanded to int8, with scales in float. */
+enum { MBI_GROUP = 64, MBI_INT8_EXPANDED_BYTES = MBI_GROUP * MBI_LANES + MBI_LANES * 4 };
+
+/* Bytes of the units of a group. */
 static size_t mbi_group_bytes(mamba_type type) {
-    return type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256;
+    return type == MAMBA_Q8 ? 1024 : type == MAMBA_Q6 ? 768 : 512;
 }
 
-/* Where in a panel group g of 32 columns, of mbi_group_bytes each, has its units and the codes of its
- * scales: 4 groups of codes lie in front of the units of those groups. */
+/* Where in a panel group g, of mbi_group_bytes each, has its units and the codes of its scales: 4
+ * groups of codes lie in front of the units of those groups. */
 static size_t mbi_units_at(size_t group_bytes, int g) {
     return (size_t)g * group_bytes + (size_t)(g / 4 + 1) * 64;
 }
@@ -1445,7 +1448,8 @@ static uint64_t mbi_panel_bytes(mamba_type type, uint64_t cols) {
     case MAMBA_Q8:
     case MAMBA_Q6:
     case MAMBA_Q4:
-        return mbi_pad(cols, 64) / 32 * mbi_group_bytes(type) + mbi_pad(cols, 128) / 128 * 64;
+        cols = mbi_pad(cols, MBI_GROUP) / MBI_GROUP;
+        return cols * mbi_group_bytes(type) + (cols + 3) / 4 * 64;
     }
     return 0;
 }
@@ -2418,8 +2422,8 @@ MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRI
     case MAMBA_Q8:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
             const unsigned char *u =
-                panel + mbi_units_at(512, b / 2) + (size_t)(b % 2) * 256 + 4 * i;
-            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(512, b / 2) + i, w->bases[p]);
+                panel + mbi_units_at(1024, b / 4) + (size_t)(b % 4) * 256 + 4 * i;
+            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(1024, b / 4) + i, w->bases[p]);
             for (c = 0; c < 16; c += 4, u += 64) {
                 MBI_COLUMN(V_LOAD_I8_COL, 0) MBI_COLUMN(V_LOAD_I8_COL, 1)
                 MBI_COLUMN(V_LOAD_I8_COL, 2) MBI_COLUMN(V_LOAD_I8_COL, 3)
@@ -2429,8 +2433,8 @@ MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRI
     case MAMBA_Q6:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
             const unsigned char *u =
-                panel + mbi_units_at(384, b / 2) + (size_t)(b % 2) * 192 + 4 * i;
-            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(384, b / 2) + i, w->bases[p]);
+                panel + mbi_units_at(768, b / 4) + (size_t)(b % 4) * 192 + 4 * i;
+            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(768, b / 4) + i, w->bases[p]);
             c = 0;
             MBI_COLUMN(V_LOAD_Q6_COL, 0) MBI_COLUMN(V_LOAD_Q6_COL, 1)
             MBI_COLUMN(V_LOAD_Q6_COL, 2) MBI_COLUMN(V_LOAD_Q6_COL, 3)
@@ -2445,8 +2449,8 @@ MBI_FN void MBI_T(mbi_columns)(const mbi_mat *w, int p, int b, float *MBI_RESTRI
     case MAMBA_Q4:
         for (i = 0; i < MBI_LANES; i += V_LANES) {
             const unsigned char *u =
-                panel + mbi_units_at(256, b / 2) + (size_t)(b % 2) * 128 + 4 * i;
-            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(256, b / 2) + i, w->bases[p]);
+                panel + mbi_units_at(512, b / 4) + (size_t)(b % 4) * 128 + 4 * i;
+            vf s = MBI_T(mbi_scales)(panel + mbi_codes_at(512, b / 4) + i, w->bases[p]);
             for (c = 0; c < 16; c += 8, u += 64) {
                 MBI_COLUMN(V_LOAD_Q4_COL, 0) MBI_COLUMN(V_LOAD_Q4_COL, 1)
                 MBI_COLUMN(V_LOAD_Q4_COL, 2) MBI_COLUMN(V_LOAD_Q4_COL, 3)
@@ -2636,9 +2640,9 @@ MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels
         int b;                                                                                     \
         V(MBI_GEMV_IN, 0)                                                                          \
         for (b = 0; b < n_blocks; b++, x += x_block) {                                             \
-            size_t at = bases ? mbi_units_at(2 * (BYTES), b / 2) + (size_t)(b % 2) * (BYTES)       \
+            size_t at = bases ? mbi_units_at(4 * (BYTES), b / 4) + (size_t)(b % 4) * (BYTES)       \
                               : (size_t)b * (BYTES);                                               \
-            size_t codes_at = mbi_codes_at(2 * (BYTES), b / 2);                                    \
+            size_t codes_at = mbi_codes_at(4 * (BYTES), b / 4);                                    \
             int c;                                                                                 \
             V(SCALES, 0)                                                                           \
             V(MBI_GEMV_UNIT, 0)                                                                    \
@@ -2781,13 +2785,13 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
  * @@kernels_int8   Products of q8 and q4 weights by integer dot instructions             (private)
  *
  * For CPUs with 8-bit products and nothing better (AVX2, AVX-512 VNNI, NEON dotprod).  Activations
- * are rounded to int8 with one scale per token and 32 columns, absmax/127; products inside a group
+ * are rounded to int8 with one scale per token and 64 columns, absmax/127; products inside a group
  * are exact integers; each group enters the float accumulator by one FMA, groups ascending:
  *   y = sum_g (w_scale[g] * x_scale[g]) * float(sum_{k in g} w[k] * q[k])
- * Error against the float32 product: at most 0.4 % of sum_g 32 absmax_g(x) |w|_g, in practice the
+ * Error against the float32 product: at most 0.4 % of sum_g 64 absmax_g(x) |w|_g, in practice the
  * perplexity moves by less than 0.05 %.  Float weight types run as in the target below.
  *
- * Prepared activations, per group of 32 columns: T x 32 bytes, then T x (float scale, int32
+ * Prepared activations, per group of 64 columns: T x 64 bytes, then T x (float scale, int32
  * correction): VNNI multiplies unsigned by signed bytes, so it takes w + 128 and starts its sums
  * from the correction -128 * sum(q).
  * ---------------------------------------------------------------------------------------------- */
@@ -2932,20 +2936,21 @@ MBI_INT8_FN size_t MBI_I(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tok
     if (!mbi_is_quantized(type)) {
         return MBI_T(mbi_k_prepared_bytes)(type, n, n_tokens);
     }
-    return (size_t)mbi_pad((uint64_t)n, 64) / 32 * (size_t)n_tokens * 40;
+    return (size_t)mbi_pad((uint64_t)n, MBI_GROUP) / MBI_GROUP * (size_t)n_tokens *
+           (MBI_GROUP + 8);
 }
 
-/* One token's 32 columns from two blocks of 16, of which n_blocks exist; the rest are zero. */
+/* One token's group from four blocks of 16, of which n_blocks exist; the rest are zero. */
 MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, unsigned char *q,
                                   unsigned char *scale_and_sum) {
-    MBI_ALIGN64 float v[32];
+    MBI_ALIGN64 float v[MBI_GROUP];
     vf peak = V_SET1(0.0f);
     vf inverse;
     float most;
     float scale;
     int32_t sum = 0;
     int i;
-    for (i = 0; i < 32; i += V_LANES) {
+    for (i = 0; i < MBI_GROUP; i += V_LANES) {
         vf in = i / MBI_LANES < n_blocks
                     ? V_LOAD(x + (size_t)(i / MBI_LANES) * block + i % MBI_LANES)
                     : V_SET1(0.0f);
@@ -2955,7 +2960,7 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
     most = I_MAX(peak);
     scale = most / 127.0f;
     inverse = V_SET1(most > 0.0f ? 127.0f / most : 0.0f);
-    for (i = 0; i < 32; i += V_LANES) {
+    for (i = 0; i < MBI_GROUP; i += V_LANES) {
         /* adding 1.5*2^23 rounds to nearest even, into the low byte; |v * inverse| <= 127.00001 */
         vi bits = I_BITS(V_FMA(V_LOAD(v + i), inverse, V_SET1(12582912.0f)));
         I_PACK(q + i, bits);
@@ -2976,13 +2981,13 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
         MBI_T(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, out);
         return;
     }
-    for (g = 0; g * 32 < mbi_pad_int(n, 64); g++) {
+    for (g = 0; g * MBI_GROUP < n; g++) {
         for (t = t0; t < t1; t++) {
-            MBI_I(mbi_int8_group)(x + (size_t)g * 2 * block + (size_t)t * MBI_LANES, block,
-                                  (n + 15) / 16 - g * 2, group + (size_t)t * 32,
-                                  group + (size_t)n_tokens * 32 + (size_t)t * 8);
+            MBI_I(mbi_int8_group)(x + (size_t)g * 4 * block + (size_t)t * MBI_LANES, block,
+                                  (n + 15) / 16 - g * 4, group + (size_t)t * MBI_GROUP,
+                                  group + (size_t)n_tokens * MBI_GROUP + (size_t)t * 8);
         }
-        group += (size_t)n_tokens * 40;
+        group += (size_t)n_tokens * (MBI_GROUP + 8);
     }
 }
 
@@ -2998,14 +3003,16 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
 #define MBI_INT8_READY(p, j) I_LOAD((p) + 64 * (j))
 #define MBI_INT8_EACH(X, V, N, LOAD)                                                               \
     X(V, N, LOAD, 0) X(V, N, LOAD, 1) X(V, N, LOAD, 2) X(V, N, LOAD, 3)                            \
-    X(V, N, LOAD, 4) X(V, N, LOAD, 5) X(V, N, LOAD, 6) X(V, N, LOAD, 7)
+    X(V, N, LOAD, 4) X(V, N, LOAD, 5) X(V, N, LOAD, 6) X(V, N, LOAD, 7)                            \
+    X(V, N, LOAD, 8) X(V, N, LOAD, 9) X(V, N, LOAD, 10) X(V, N, LOAD, 11)                          \
+    X(V, N, LOAD, 12) X(V, N, LOAD, 13) X(V, N, LOAD, 14) X(V, N, LOAD, 15)
 
-/* Groups [g, g+n) of panel p as bytes that I_DOT takes, with scales in float: 576 bytes a group. */
+/* Groups [g, g+n) of panel p as bytes that I_DOT takes, each followed by its scales as floats. */
 MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
                                         unsigned char *out) {
     const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
     size_t bytes = mbi_group_bytes(w->type);
-    for (; n > 0; n--, g++, out += 576) {
+    for (; n > 0; n--, g++, out += MBI_INT8_EXPANDED_BYTES) {
         const unsigned char *unit = panel + mbi_units_at(bytes, g);
         int i;
         for (i = 0; i < MBI_LANES; i += V_LANES) {
@@ -3018,7 +3025,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
                 MBI_INT8_EACH(MBI_INT8_EXPAND, , , MBI_INT8_Q4)
             }
 #undef MBI_INT8_EXPAND
-            V_STORE((float *)(void *)(out + 512) + i,
+            V_STORE((float *)(void *)(out + MBI_GROUP * MBI_LANES) + i,
                     MBI_T(mbi_scales)(panel + mbi_codes_at(bytes, g) + i, w->bases[p]));
         }
     }
@@ -3050,7 +3057,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
     start = I_SET1((int)mbi_load_u32(x + x_scales + 8 * (t) + 4));                                 \
     V(MBI_INT8_COPY, t)
 #define MBI_INT8_TOKEN(V, t)                                                                       \
-    xt = I_SET1((int)mbi_load_u32(x + 32 * (t) + column));                                         \
+    xt = I_SET1((int)mbi_load_u32(x + MBI_GROUP * (t) + column));                                  \
     V(MBI_INT8_DOT, t)
 #define MBI_INT8_END(V, t)                                                                         \
     xs = V_SET1(mbi_bits_f32(mbi_load_u32(x + x_scales + 8 * (t))));                               \
@@ -3097,11 +3104,11 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
     MBI_INT8_KERNEL(name, I_PANEL_V, MBI_N1, TYPE, mbi_units_at((BYTES), k),                       \
                     mbi_codes_at((BYTES), k), MBI_INT8_CODES, (BYTES) / 64 + (k % 4 == 0))
 #define MBI_INT8_EXPANDED(name, N)                                                                 \
-    MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_READY, (size_t)k * 576, (size_t)k * 576 + 512,     \
-                    MBI_INT8_F32, 0)
-MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 512)
-MBI_INT8_FILE(mbi_int8_q6, MBI_INT8_Q6, 384)
-MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 256)
+    MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_READY, (size_t)k * MBI_INT8_EXPANDED_BYTES,        \
+                    (size_t)k * MBI_INT8_EXPANDED_BYTES + MBI_GROUP * MBI_LANES, MBI_INT8_F32, 0)
+MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 1024)
+MBI_INT8_FILE(mbi_int8_q6, MBI_INT8_Q6, 768)
+MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 512)
 MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
 
@@ -3110,7 +3117,7 @@ MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
  * third (q8) to two thirds (q4) on Sapphire Rapids, and costs a tenth on Zen 5: see mbi_mat. */
 MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     const mbi_mat *w = g->w;
-    size_t x_scales = (size_t)g->n_tokens * 32;
+    size_t x_scales = (size_t)g->n_tokens * MBI_GROUP;
     int p;
     int t;
     for (p = p0; p < p1; p++) {
@@ -3124,8 +3131,9 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
              : w->type == MAMBA_Q6 ? MBI_I(mbi_int8_q6)
                                    : MBI_I(mbi_int8_q4))(
                 w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
-                (const unsigned char *)g->x + (size_t)t * 32, x_scales + (size_t)g->n_tokens * 8,
-                x_scales - (size_t)t * 24, (w->cols + 31) / 32, acc, 0,
+                (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
+                x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
+                (w->cols + MBI_GROUP - 1) / MBI_GROUP, acc, 0,
                 w->prefetch && t == t0 && p + 1 < p1 ? w->data + (size_t)(p + 1) * w->panel_bytes
                                                      : NULL);
             MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
@@ -3136,13 +3144,13 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
 /* Panels as wide as a tile, 512 columns at a time, expanded in the scratch (the first-level cache)
  * for all tokens; sums wait in the scratch from one block of columns to the next. */
 MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { MAX_T = 512, SPAN = 16, STRIDE = SPAN * 576 };
+    enum { MAX_T = 512, SPAN = 8, STRIDE = SPAN * MBI_INT8_EXPANDED_BYTES };
     enum { GROUP = (I_TILE_NV * V_LANES + MBI_LANES - 1) / MBI_LANES, WIDTH = GROUP * MBI_LANES };
     const mbi_mat *w = g->w;
     unsigned char *expanded = (unsigned char *)g->scratch;
     float *acc = (float *)(void *)(expanded + (size_t)GROUP * STRIDE); /* [token][WIDTH] */
-    size_t x_group = (size_t)g->n_tokens * 40;
-    int n_groups = (w->cols + 31) / 32;
+    size_t x_group = (size_t)g->n_tokens * (MBI_GROUP + 8);
+    int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
     int start;
     int p;
     if (!mbi_is_quantized(w->type)) {
@@ -3179,9 +3187,9 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                     size_t at = (size_t)(start + t);
                     for (i = 0; i < WIDTH; i += I_TILE_NV * V_LANES) {
                         (full ? MBI_I(mbi_int8_tile) : MBI_I(mbi_int8_tile_1))(
-                            expanded, STRIDE, 0.0f, i, x + at * 32, x_group,
-                            (size_t)g->n_tokens * 32 - at * 24, count, acc + t * WIDTH + i, WIDTH,
-                            NULL);
+                            expanded, STRIDE, 0.0f, i, x + at * MBI_GROUP, x_group,
+                            (size_t)g->n_tokens * MBI_GROUP - at * (MBI_GROUP - 8), count,
+                            acc + t * WIDTH + i, WIDTH, NULL);
                     }
                     t += full ? I_TILE_NT : 1;
                 }
@@ -3240,17 +3248,31 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
         (a) = vreinterpretq_s8_s32(vzip1q_s32(left, right));                                       \
         (b) = vreinterpretq_s8_s32(vzip2q_s32(left, right));                                       \
     }
-/* acc (2 rows, 2 tokens) += scales * their products over the 32 columns. */
-#define MBI_I8MM_ADD(acc, w0, w1, w2, w3, scale)                                                   \
+/* acc (2 rows, 2 tokens) += scales * float(sum). */
+#define MBI_I8MM_ADD(acc, sum, scale)                                                              \
+    vst1q_f32((acc), V_FMA(V_MUL((scale), xs), vcvtq_f32_s32(sum), vld1q_f32(acc)));
+#define MBI_I8MM_EIGHT(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#define MBI_I8MM_DECLARE(j)                                                                        \
+    int8x16_t a##j;                                                                                \
+    int8x16_t b##j;
+#define MBI_I8MM_Q8(j)                                                                             \
+    MBI_I8MM_ROWS(a##j, b##j, MBI_INT8_Q8(unit, 2 * (j)), MBI_INT8_Q8(unit, 2 * (j) + 1))
+#define MBI_I8MM_Q6(j)                                                                             \
+    MBI_I8MM_ROWS(a##j, b##j, MBI_INT8_Q6(unit, 2 * (j)), MBI_INT8_Q6(unit, 2 * (j) + 1))
+#define MBI_I8MM_Q4(j)                                                                             \
+    MBI_I8MM_ROWS(a##j, b##j, MBI_INT8_Q4(unit, 2 * (j)), MBI_INT8_Q4(unit, 2 * (j) + 1))
+/* Columns 16j to 16j+15 of both tokens. */
+#define MBI_I8MM_COLUMNS(j, a0, b0, a1, b1)                                                        \
     {                                                                                              \
-        int32x4_t sum = vmmlaq_s32(vdupq_n_s32(0), (w0), x0);                                      \
-        sum = vmmlaq_s32(sum, (w1), x1);                                                           \
-        sum = vmmlaq_s32(sum, (w2), x2);                                                           \
-        sum = vmmlaq_s32(sum, (w3), x3);                                                           \
-        vst1q_f32((acc), V_FMA(V_MUL((scale), xs), vcvtq_f32_s32(sum), vld1q_f32(acc)));           \
+        int64x2_t left = vreinterpretq_s64_u8(vld1q_u8(x + 16 * (j)));                             \
+        int64x2_t right = vreinterpretq_s64_u8(vld1q_u8(x + MBI_GROUP + 16 * (j)));                \
+        int8x16_t x0 = vreinterpretq_s8_s64(vzip1q_s64(left, right));                              \
+        int8x16_t x1 = vreinterpretq_s8_s64(vzip2q_s64(left, right));                              \
+        sum0 = vmmlaq_s32(vmmlaq_s32(sum0, (a0), x0), (a1), x1);                                   \
+        sum1 = vmmlaq_s32(vmmlaq_s32(sum1, (b0), x0), (b1), x1);                                   \
     }
 
-/* One group of one panel for 8 rows from `row` on, tokens [t0, t0+2*n_pairs): acc[pair][16][2]
+/* One group of one panel for 4 rows from `row` on, tokens [t0, t0+2*n_pairs): acc[pair][16][2]
  * += …  Its 16 vectors of weights stay in registers while the tokens pass. */
 MBI_I8MM_FN void mbi_i8mm_product(const mbi_mat *w, int p, int row, int g,
                                   const unsigned char *x, int n_tokens, int t0, int n_pairs,
@@ -3258,57 +3280,42 @@ MBI_I8MM_FN void mbi_i8mm_product(const mbi_mat *w, int p, int row, int g,
     const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
     size_t bytes = mbi_group_bytes(w->type);
     const unsigned char *unit = panel + mbi_units_at(bytes, g) + 4 * row;
-    const unsigned char *codes = panel + mbi_codes_at(bytes, g) + row;
-    const unsigned char *scales = x + (size_t)n_tokens * 32 + (size_t)t0 * 8;
-    vf low = MBI_T(mbi_scales)(codes, w->bases[p]);
-    vf high = MBI_T(mbi_scales)(codes + 4, w->bases[p]);
-    vf scale0 = vzip1q_f32(low, low);
-    vf scale1 = vzip2q_f32(low, low);
-    vf scale2 = vzip1q_f32(high, high);
-    vf scale3 = vzip2q_f32(high, high);
-    int8x16_t a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3;
+    const unsigned char *scales = x + (size_t)n_tokens * MBI_GROUP + (size_t)t0 * 8;
+    vf both = MBI_T(mbi_scales)(panel + mbi_codes_at(bytes, g) + row, w->bases[p]);
+    vf scale0 = vzip1q_f32(both, both);
+    vf scale1 = vzip2q_f32(both, both);
+    MBI_I8MM_EIGHT(MBI_I8MM_DECLARE)
     int i;
-#define MBI_I8MM_EIGHT(LOAD)                                                                       \
-    MBI_I8MM_ROWS(a0, b0, LOAD(unit, 0), LOAD(unit, 1))                                            \
-    MBI_I8MM_ROWS(a1, b1, LOAD(unit, 2), LOAD(unit, 3))                                            \
-    MBI_I8MM_ROWS(a2, b2, LOAD(unit, 4), LOAD(unit, 5))                                            \
-    MBI_I8MM_ROWS(a3, b3, LOAD(unit, 6), LOAD(unit, 7))                                            \
-    unit += 16;                                                                                    \
-    MBI_I8MM_ROWS(c0, d0, LOAD(unit, 0), LOAD(unit, 1))                                            \
-    MBI_I8MM_ROWS(c1, d1, LOAD(unit, 2), LOAD(unit, 3))                                            \
-    MBI_I8MM_ROWS(c2, d2, LOAD(unit, 4), LOAD(unit, 5))                                            \
-    MBI_I8MM_ROWS(c3, d3, LOAD(unit, 6), LOAD(unit, 7))
     if (w->type == MAMBA_Q8) {
-        MBI_I8MM_EIGHT(MBI_INT8_Q8)
+        MBI_I8MM_EIGHT(MBI_I8MM_Q8)
     } else if (w->type == MAMBA_Q6) {
-        MBI_I8MM_EIGHT(MBI_INT8_Q6)
+        MBI_I8MM_EIGHT(MBI_I8MM_Q6)
     } else {
-        MBI_I8MM_EIGHT(MBI_INT8_Q4)
+        MBI_I8MM_EIGHT(MBI_I8MM_Q4)
     }
-#undef MBI_I8MM_EIGHT
-    x += (size_t)t0 * 32;
+    x += (size_t)t0 * MBI_GROUP;
     acc += 2 * row;
-    for (i = 0; i < n_pairs; i++, x += 64, scales += 16, acc += 2 * MBI_LANES) {
-        int64x2_t left = vreinterpretq_s64_u8(vld1q_u8(x));
-        int64x2_t right = vreinterpretq_s64_u8(vld1q_u8(x + 32));
-        int8x16_t x0 = vreinterpretq_s8_s64(vzip1q_s64(left, right));
-        int8x16_t x1 = vreinterpretq_s8_s64(vzip2q_s64(left, right));
-        int8x16_t x2;
-        int8x16_t x3;
+    for (i = 0; i < n_pairs; i++, x += 2 * MBI_GROUP, scales += 16, acc += 2 * MBI_LANES) {
+        int32x4_t sum0 = vdupq_n_s32(0);
+        int32x4_t sum1 = vdupq_n_s32(0);
         vf xs = vreinterpretq_f32_u8(vld1q_u8(scales)); /* scale, 0, scale, 0 */
         xs = vuzp1q_f32(xs, xs);
-        left = vreinterpretq_s64_u8(vld1q_u8(x + 16));
-        right = vreinterpretq_s64_u8(vld1q_u8(x + 48));
-        x2 = vreinterpretq_s8_s64(vzip1q_s64(left, right));
-        x3 = vreinterpretq_s8_s64(vzip2q_s64(left, right));
-        MBI_I8MM_ADD(acc, a0, a1, a2, a3, scale0)
-        MBI_I8MM_ADD(acc + 4, b0, b1, b2, b3, scale1)
-        MBI_I8MM_ADD(acc + 8, c0, c1, c2, c3, scale2)
-        MBI_I8MM_ADD(acc + 12, d0, d1, d2, d3, scale3)
+        MBI_I8MM_COLUMNS(0, a0, b0, a1, b1)
+        MBI_I8MM_COLUMNS(1, a2, b2, a3, b3)
+        MBI_I8MM_COLUMNS(2, a4, b4, a5, b5)
+        MBI_I8MM_COLUMNS(3, a6, b6, a7, b7)
+        MBI_I8MM_ADD(acc, sum0, scale0)
+        MBI_I8MM_ADD(acc + 4, sum1, scale1)
     }
 }
 #undef MBI_I8MM_ROWS
 #undef MBI_I8MM_ADD
+#undef MBI_I8MM_EIGHT
+#undef MBI_I8MM_DECLARE
+#undef MBI_I8MM_Q8
+#undef MBI_I8MM_Q6
+#undef MBI_I8MM_Q4
+#undef MBI_I8MM_COLUMNS
 
 /* acc of one pair: [16 rows][2 tokens] -> [2 tokens][16 rows]. */
 MBI_FN void mbi_i8mm_unpair(float *acc) {
@@ -3327,7 +3334,7 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
     enum { TILE = 64 };
     const mbi_mat *w = g->w;
     MBI_ALIGN64 float acc[TILE * MBI_LANES];
-    int n_groups = (w->cols + 31) / 32;
+    int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
     int p;
     int start;
     if (!mbi_is_quantized(w->type) || t1 - t0 < 2) {
@@ -3354,9 +3361,10 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
             }
             for (k = 0; k < n_groups; k++) {
                 const unsigned char *x = (const unsigned char *)g->x +
-                                         (size_t)k * (size_t)g->n_tokens * 40;
-                mbi_i8mm_product(w, p, 0, k, x, g->n_tokens, start, n_pairs, acc);
-                mbi_i8mm_product(w, p, 8, k, x, g->n_tokens, start, n_pairs, acc);
+                                         (size_t)k * (size_t)g->n_tokens * (MBI_GROUP + 8);
+                for (i = 0; i < MBI_LANES; i += 4) {
+                    mbi_i8mm_product(w, p, i, k, x, g->n_tokens, start, n_pairs, acc);
+                }
             }
             for (t = 0; t < n_pairs; t++) {
                 mbi_i8mm_unpair(acc + 2 * t * MBI_LANES);
@@ -3371,38 +3379,25 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_amx   Products by AMX matrix tiles                                           (private)
  *
- * Float32 weights take the AVX-512 product.
+ * Float32 weights take the AVX-512 product; q8, q6 and q4 have the numbers of avx512vnni.
  * ---------------------------------------------------------------------------------------------- */
 #if MBI_PASS == MBI_AVX512 && MBI_BUILD_AMX
-/* AMX: tdpbf16ps adds to a tile of 16 tokens x 16 rows the product of 16 tokens x 32 columns of
- * bf16 activations and 32 columns x 16 rows of bf16 weights: 32 columns of a panel in 2-byte units
- * are such a tile as they stand.  A tile product sums even and odd columns apart, then adds both to
- * the accumulator; bf16 denormals count as zero.  Columns ascend in steps of 32; per step
+/* tdpbf16ps adds to a tile of 16 tokens x 16 rows the product of 16 tokens x 32 columns of bf16
+ * activations and 32 columns x 16 rows of bf16 weights: 32 columns of a panel in 2-byte units are
+ * such a tile as they stand.  A tile product sums even and odd columns apart, then adds both to the
+ * accumulator; bf16 denormals count as zero.  Columns ascend in steps of 32; per step
  *   bf16    x = hi + lo (bf16 each):            acc += hi*w;  acc += lo*w
  *   f16     and w = whi + wlo (exact):          acc += hi*whi;  acc += lo*whi;  acc += hi*wlo
- *   q8, q4  x and w rounded to bf16:            acc += x*w
- * Errors, relative to sum |w x| and beside the accumulation in float32: 2^-16, 2^-15, 2^-8.
+ * Errors, relative to sum |w x| and beside the accumulation in float32: 2^-16, 2^-15.
  *
- * q8 and q4 weights become bf16 by way of f16 (32 lanes an instruction instead of 16): value*scale
- * *2^6 in f16, whose bits moved right by 3 are a bf16 2^112 times smaller; the activations carry
- * the factor 2^106 that makes up for both.  So weights must be below 1023 in magnitude, those below
- * 2^-20 count as 0, and activations must be below 2^21.  Tried and lost: value*scale in float32
- * lanes (1.5 times slower in decode); scales restricted to half octaves (25 % more squared error);
- * for one token, the same bits by two chains of vdpbf16ps instead of a tile with one row (1.5 times
- * slower), or 4 panels in step (no gain).  int8 tiles: groups of 32 columns fill half a tile, which
- * takes as long as a whole one, and every product must be scaled: 42 ns a tile against 27 by bf16.
- * For one token integers are faster (1.4 times in q8, 1.8 in q4, two cores of a Sapphire Rapids):
- * see amxint8 below.
- *
- * Prepared activations: per *superblock* of columns (so that the superblock of all tiles stays in
- * the second-level cache), per tile of 16 tokens, per step: hi tile, then lo tile, of 64-byte rows,
- * one per token.  Inside 4 columns of q8 and q4 the order is 0, 2, 1, 3, as the expansion leaves
- * them.  Measured on a Sapphire Rapids core, one product, 512 x 768 x 3072: 1,350 to 1,500 GFLOP/s
- * of 2,350; the streaming load of activation tiles, which leaves the weights in the first-level
- * cache, gives a third of that; delayed stores of the accumulators a tenth. */
+ * Prepared activations, f16 and bf16: per *superblock* of columns (so that the superblock of all
+ * tiles stays in the second-level cache), per tile of 16 tokens, per step: hi tile, then lo tile, of
+ * 64-byte rows, one per token.  Measured on a Sapphire Rapids core, one product, 512 x 768 x 3072:
+ * 1,350 to 1,500 GFLOP/s of 2,350; the streaming load of activation tiles, which leaves the weights
+ * in the first-level cache, gives a third of that; delayed stores of the accumulators a tenth. */
 #define MBI_AMX_ATTRIBUTE                                                                          \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512fp16,amx-tile,"     \
-                          "amx-bf16,amx-int8,avx512vnni,avx2,fma,f16c")))
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,amx-tile,"     \
+                          "amx-bf16,amx-int8,avx2,fma,f16c")))
 #define MBI_AMX_FN static inline __attribute__((always_inline)) MBI_AMX_ATTRIBUTE
 #define MBI_AMX_KERNEL static MBI_NOINLINE MBI_AMX_ATTRIBUTE
 /* The tile intrinsics do not tell the compiler what memory they touch. */
@@ -3437,14 +3432,13 @@ typedef struct mbi_amx_shape {
     size_t unit; /* bytes of one step of one tile */
 } mbi_amx_shape;
 
-static mbi_amx_shape mbi_amx_shape_of(mamba_type type, int n, int n_tokens) {
-    int quantized = mbi_is_quantized(type);
+static mbi_amx_shape mbi_amx_shape_of(int n, int n_tokens) {
     mbi_amx_shape s;
     int fit;
-    s.steps = quantized ? (n + 63) / 64 * 2 : (n + 31) / 32;
+    s.steps = (n + 31) / 32;
     s.tiles = (n_tokens + 15) / 16;
     s.rows = mbi_min_int(n_tokens, 16);
-    s.unit = (size_t)s.rows * (quantized ? 64 : 128);
+    s.unit = (size_t)s.rows * 128;
     fit = (int)((size_t)(1024 * 1024) / (s.unit * (size_t)mbi_min_int(s.tiles, 32)));
     s.super = fit / MBI_AMX_STEPS * MBI_AMX_STEPS;
     if (s.super >= s.steps) {
@@ -3464,8 +3458,10 @@ static size_t mbi_amx_at(const mbi_amx_shape *s, int tile, int step) {
 }
 
 static size_t mbi_k_prepared_bytes_amx(mamba_type type, int n, int n_tokens) {
-    mbi_amx_shape s = mbi_amx_shape_of(type, n, n_tokens);
-    return type == MAMBA_F32 ? 0 : s.unit * (size_t)s.tiles * (size_t)s.steps;
+    mbi_amx_shape s = mbi_amx_shape_of(n, n_tokens);
+    return type == MAMBA_F32         ? 0
+           : mbi_is_quantized(type) ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
+                                    : s.unit * (size_t)s.tiles * (size_t)s.steps;
 }
 
 MBI_AMX_FN __m512 mbi_amx_high(__m512i pairs, int i) { /* 16 bf16 of 32 as floats */
@@ -3473,17 +3469,40 @@ MBI_AMX_FN __m512 mbi_amx_high(__m512i pairs, int i) { /* 16 bf16 of 32 as float
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
+/* Quantized types: tile by tile of 16 tokens (the last may be smaller), each prepared as if it were
+ * alone. */
+MBI_AMX_KERNEL void mbi_amx_prepare_int8(const float *x, int n, int n_tokens, int t0, int t1,
+                                         unsigned char *out) {
+    size_t block = (size_t)n_tokens * MBI_LANES;
+    size_t n_groups = (size_t)(n + MBI_GROUP - 1) / MBI_GROUP;
+    int g;
+    int t;
+    for (g = 0; g < (int)n_groups; g++) {
+        for (t = t0; t < t1; t++) {
+            size_t rows = (size_t)mbi_min_int(16, n_tokens - t / 16 * 16);
+            size_t i = (size_t)(t % 16);
+            unsigned char *group = out + ((size_t)(t - t % 16) * n_groups + (size_t)g * rows) *
+                                             (MBI_GROUP + 8);
+            MBI_I(mbi_int8_group)(x + (size_t)g * 4 * block + (size_t)t * MBI_LANES, block,
+                                  (n + 15) / 16 - g * 4, group + i * MBI_GROUP,
+                                  group + rows * MBI_GROUP + i * 8);
+        }
+    }
+}
+
 MBI_AMX_KERNEL void mbi_k_prepare_amx(mamba_type type, const float *x, int n, int n_tokens, int t0,
                                       int t1, void *out) {
-    const mbi_amx_shape s = mbi_amx_shape_of(type, n, n_tokens);
-    const __m512 scale = _mm512_set1_ps(8.112963841460668e31f); /* 2^106 */
+    const mbi_amx_shape s = mbi_amx_shape_of(n, n_tokens);
     const __m512 zero = _mm512_setzero_ps();
     size_t block = (size_t)n_tokens * MBI_LANES;
     int n_blocks = (n + 15) / 16;
-    int quantized = mbi_is_quantized(type);
     int tile;
     int k;
     int r;
+    if (mbi_is_quantized(type)) {
+        mbi_amx_prepare_int8(x, n, n_tokens, t0, t1, (unsigned char *)out);
+        return;
+    }
     for (k = 0; k < s.steps; k++) { /* outside: x is read in address order */
         for (tile = t0 / 16; tile * 16 < t1; tile++) {
             char *o = (char *)out + mbi_amx_at(&s, tile, k);
@@ -3493,120 +3512,13 @@ MBI_AMX_KERNEL void mbi_k_prepare_amx(mamba_type type, const float *x, int n, in
                 __m512 a = t < n_tokens && 2 * k < n_blocks ? _mm512_loadu_ps(in) : zero;
                 __m512 b =
                     t < n_tokens && 2 * k + 1 < n_blocks ? _mm512_loadu_ps(in + block) : zero;
-                __m512i hi;
-                if (quantized) {
-                    a = _mm512_permute_ps(_mm512_mul_ps(a, scale), 0xd8);
-                    b = _mm512_permute_ps(_mm512_mul_ps(b, scale), 0xd8);
-                }
-                hi = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+                __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(b, a);
                 _mm512_storeu_si512(o, hi);
-                if (!quantized) {
-                    a = _mm512_sub_ps(a, mbi_amx_high(hi, 0));
-                    b = _mm512_sub_ps(b, mbi_amx_high(hi, 1));
-                    _mm512_storeu_si512(o + 64 * s.rows, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-                }
+                a = _mm512_sub_ps(a, mbi_amx_high(hi, 0));
+                b = _mm512_sub_ps(b, mbi_amx_high(hi, 1));
+                _mm512_storeu_si512(o + 64 * s.rows, (__m512i)_mm512_cvtne2ps_pbh(b, a));
             }
         }
-    }
-}
-
-/* 32 products or differences of halves.  In assembly, because Clang 14 hides the intrinsics unless
- * the whole file is compiled for AVX512-FP16. */
-MBI_AMX_FN __m512i mbi_amx_mul(__m512i a, __m512i b) {
-    __m512i r;
-    __asm__("vmulph %2, %1, %0" : "=v"(r) : "v"(a), "v"(b));
-    return r;
-}
-
-MBI_AMX_FN __m512i mbi_amx_sub(__m512i a, __m512i b) {
-    __m512i r;
-    __asm__("vsubph %2, %1, %0" : "=v"(r) : "v"(a), "v"(b));
-    return r;
-}
-
-/* w*s in f16 -> bf16 bits, 2^112 times smaller: moved right by 3 with rounding (one rounding
- * multiplication by 2^12 / 2^15), the copies of the sign taken out of the exponent.  One value in 8
- * is a tie; rounding them all away from zero makes every weight 0.03 % larger, which costs as much
- * perplexity as the 8 bits themselves.  So every other column rounds its ties to zero: `down` = 1
- * takes one off the bits first (-0 becomes 0x7fff, which the mask turns to 0). */
-MBI_AMX_FN __m512i mbi_amx_scaled(__m512i w, __m512i s, int down) {
-    __m512i u = mbi_amx_mul(w, s);
-    u = down ? _mm512_add_epi16(u, _mm512_set1_epi16(-1)) : u;
-    u = _mm512_mulhrs_epi16(u, _mm512_set1_epi16(1 << 12));
-    return _mm512_and_si512(u, _mm512_set1_epi16((short)0x8fff));
-}
-
-/* The scales of 16 rows times 2^6, each in two words. */
-MBI_AMX_FN __m512i mbi_amx_scales(const unsigned char *codes, float base) {
-    __m512 s = MBI_T(mbi_scales)(codes, 64.0f * base);
-    __m512i h = _mm512_cvtepu16_epi32(
-        _mm512_cvtps_ph(s, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-    return _mm512_or_si512(h, _mm512_slli_epi32(h, 16));
-}
-
-/* 32 int8 in the low bytes of 16-bit lanes, as f16: 1024 + 128 + q has its bits, take 1152 off. */
-MBI_AMX_FN __m512i mbi_amx_int8(__m512i u) {
-    const __m512i bits = _mm512_set1_epi16(0x6480);
-    u = _mm512_ternarylogic_epi32(u, _mm512_set1_epi16(0xff), bits, 0x6a); /* (u & 0xff) ^ bits */
-    return mbi_amx_sub(u, bits);
-}
-
-/* 6 bits in two parts, in the low bits of 16-bit lanes, as f16 and less 32. */
-MBI_AMX_FN __m512i mbi_amx_int6(__m512i low, __m512i high) {
-    low = _mm512_and_si512(low, _mm512_set1_epi16(15));
-    high = _mm512_and_si512(_mm512_slli_epi16(high, 4), _mm512_set1_epi16(48));
-    low = _mm512_or_si512(_mm512_or_si512(low, high), _mm512_set1_epi16(0x6400));
-    return mbi_amx_sub(low, _mm512_set1_epi16(0x6420));
-}
-
-/* 32 columns of a panel -> a tile. */
-MBI_AMX_FN void mbi_amx_expand_q8(const unsigned char *unit, __m512i s, unsigned char *out) {
-    int j;
-    for (j = 0; j < 8; j++, unit += 64, out += 128) {
-        __m512i u = _mm512_loadu_si512(unit);
-        _mm512_store_si512(out, mbi_amx_scaled(mbi_amx_int8(u), s, 0));
-        u = _mm512_srli_epi16(u, 8);
-        _mm512_store_si512(out + 64, mbi_amx_scaled(mbi_amx_int8(u), s, 1));
-    }
-}
-
-MBI_AMX_FN void mbi_amx_expand_q6(const unsigned char *unit, __m512i s, unsigned char *out) {
-    int j;
-    for (j = 0; j < 2; j++, unit += 192, out += 512) {
-        __m512i a = _mm512_loadu_si512(unit);
-        __m512i b = _mm512_loadu_si512(unit + 64);
-        __m512i high = _mm512_loadu_si512(unit + 128);
-#define MBI_AMX_Q6(low, nibble, i, odd)                                                            \
-    mbi_amx_scaled(mbi_amx_int6(_mm512_srli_epi16((low), 4 * (nibble) + 8 * (odd)),                \
-                                _mm512_srli_epi16(high, 2 * (i) + 8 * (odd))),                     \
-                   s, (odd))
-        _mm512_store_si512(out, MBI_AMX_Q6(a, 0, 0, 0));
-        _mm512_store_si512(out + 64, MBI_AMX_Q6(a, 0, 0, 1));
-        _mm512_store_si512(out + 128, MBI_AMX_Q6(a, 1, 1, 0));
-        _mm512_store_si512(out + 192, MBI_AMX_Q6(a, 1, 1, 1));
-        _mm512_store_si512(out + 256, MBI_AMX_Q6(b, 0, 2, 0));
-        _mm512_store_si512(out + 320, MBI_AMX_Q6(b, 0, 2, 1));
-        _mm512_store_si512(out + 384, MBI_AMX_Q6(b, 1, 3, 0));
-        _mm512_store_si512(out + 448, MBI_AMX_Q6(b, 1, 3, 1));
-#undef MBI_AMX_Q6
-    }
-}
-
-MBI_AMX_FN void mbi_amx_expand_q4(const unsigned char *unit, __m512i s, unsigned char *out) {
-    const __m128i bytes = _mm_setr_epi8(MBI_Q4_VALUES);
-    const __m512 floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-    const __m256i half = _mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512i values = _mm512_inserti64x4(_mm512_castsi256_si512(half), half, 1);
-    int j;
-    for (j = 0; j < 4; j++, unit += 64, out += 256) {
-        /* permutexvar reads 5 bits of the index; the table has every value twice */
-#define MBI_AMX_Q4(u, down) mbi_amx_scaled(_mm512_permutexvar_epi16((u), values), s, (down))
-        __m512i u = _mm512_loadu_si512(unit);
-        _mm512_store_si512(out, MBI_AMX_Q4(u, 0));
-        _mm512_store_si512(out + 64, MBI_AMX_Q4(_mm512_srli_epi16(u, 8), 1));
-        _mm512_store_si512(out + 128, MBI_AMX_Q4(_mm512_srli_epi16(u, 4), 0));
-        _mm512_store_si512(out + 192, MBI_AMX_Q4(_mm512_srli_epi16(u, 12), 1));
-#undef MBI_AMX_Q4
     }
 }
 
@@ -3628,43 +3540,16 @@ MBI_AMX_FN void mbi_amx_expand_f16(const unsigned char *in, unsigned char *out) 
     }
 }
 
-/* Steps [k, k+n) of panel p as tiles in out. */
-MBI_AMX_FN void mbi_amx_expand(mamba_type type, const mbi_mat *w, int p, int k, int n,
-                               unsigned char *out) {
-    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
-    int i;
-    for (i = k; i < k + n; i++) {
-        if (type == MAMBA_F16) {
-            mbi_amx_expand_f16(panel + (size_t)i * 1024, out);
-            out += 2048;
-        } else {
-            const unsigned char *unit = panel + mbi_units_at(mbi_group_bytes(type), i);
-            const unsigned char *codes = panel + mbi_codes_at(mbi_group_bytes(type), i);
-            const __m512i s = mbi_amx_scales(codes, w->bases[p]);
-            if (type == MAMBA_Q8) {
-                mbi_amx_expand_q8(unit, s, out);
-            } else if (type == MAMBA_Q6) {
-                mbi_amx_expand_q6(unit, s, out);
-            } else {
-                mbi_amx_expand_q4(unit, s, out);
-            }
-            out += 1024;
-        }
+/* Steps [k, k+n) of panel p as pairs of tiles in out. */
+MBI_AMX_KERNEL void mbi_amx_expand(const mbi_mat *w, int p, int k, int n, unsigned char *out) {
+    const unsigned char *in = w->data + (size_t)p * w->panel_bytes + (size_t)k * 1024;
+    for (; n > 0; n--, in += 1024, out += 2048) {
+        mbi_amx_expand_f16(in, out);
     }
 }
 
-MBI_AMX_KERNEL void mbi_amx_expand_block(const mbi_mat *w, int p, int k, int n,
-                                         unsigned char *out) {
-    switch (w->type) {
-    case MAMBA_Q8: mbi_amx_expand(MAMBA_Q8, w, p, k, n, out); break;
-    case MAMBA_Q6: mbi_amx_expand(MAMBA_Q6, w, p, k, n, out); break;
-    case MAMBA_Q4: mbi_amx_expand(MAMBA_Q4, w, p, k, n, out); break;
-    default: mbi_amx_expand(MAMBA_F16, w, p, k, n, out); break;
-    }
-}
-
-/* One to 15 tokens: a single tile of activations, the weights read once in address order and
- * expanded one block ahead. */
+/* One to 15 tokens: a single tile of activations, the weights read once in address order, f16
+ * expanded one step ahead. */
 MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_amx_shape *s,
                             int p0, int p1) {
     enum { AHEAD = 4096, STREAMS = 4 };
@@ -3673,17 +3558,14 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
     unsigned char *ring = (unsigned char *)g->scratch; /* 2 x 2 KiB */
     float *sum = (float *)(void *)(ring + 4096);
     size_t lo = (size_t)s->rows * 64;
-    int span = type == MAMBA_BF16 ? 1 : type == MAMBA_F16 ? 1 : 2; /* steps of a block */
-    size_t bytes = mbi_is_quantized(type) ? 2 * mbi_group_bytes(type) + 32 : 1024; /* with codes */
-    int n_blocks = s->steps / span;
     const unsigned char *ahead = b;
     size_t line = 0;
     int turn = 0;
     int p;
     int i;
-    size_t j;
-    if (type != MAMBA_BF16) {
-        mbi_amx_expand(type, g->w, p0, 0, span, ring);
+    int j;
+    if (type == MAMBA_F16) {
+        mbi_amx_expand_f16(b, ring);
     }
     for (p = p0; p < p1; p++) {
         if (g->bias) {
@@ -3695,14 +3577,14 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
             ahead = b + STREAMS * g->w->panel_bytes;
             line = 0;
         }
-        for (i = 0; i < n_blocks; i++) {
-            const unsigned char *a = x + (size_t)(i * span) * s->unit;
+        for (i = 0; i < s->steps; i++) {
+            const unsigned char *a = x + (size_t)i * s->unit;
             const unsigned char *tile = type == MAMBA_BF16 ? b : ring + turn * 2048;
-            b += bytes;
+            b += 1024;
             /* bf16: the next 4 panels come into the second-level cache meanwhile, line by line in
-             * turn, because 4 streams get 1.2 to 1.4 times more out of the memory than one.  The
-             * other types are bound by their expansion and lose by the extra work. */
-            for (j = 0; j < bytes; j += 64) {
+             * turn, because 4 streams get 1.2 to 1.4 times more out of the memory than one.  f16 is
+             * bound by its expansion and loses by the extra work. */
+            for (j = 0; j < 1024; j += 64) {
                 if (type == MAMBA_BF16) {
                     _mm_prefetch((const char *)ahead + (line % STREAMS) * g->w->panel_bytes +
                                      line / STREAMS * 64,
@@ -3713,33 +3595,24 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
                 }
             }
             turn ^= 1;
-            if (type != MAMBA_BF16 && i < n_blocks - 1) {
-                mbi_amx_expand(type, g->w, p, (i + 1) * span, span, ring + turn * 2048);
-            } else if (type != MAMBA_BF16 && p < p1 - 1) {
-                mbi_amx_expand(type, g->w, p + 1, 0, span, ring + turn * 2048);
+            if (type == MAMBA_F16 && (i < s->steps - 1 || p < p1 - 1)) {
+                mbi_amx_expand_f16(b, ring + turn * 2048);
             }
             MBI_BARRIER();
             _tile_loadd(6, a, 64);
             _tile_loadd(4, tile, 64);
             _tile_dpbf16ps(0, 6, 4);
-            if (mbi_is_quantized(type)) {
-                _tile_loadd(7, a + s->unit, 64);
+            _tile_loadd(7, a + lo, 64);
+            _tile_dpbf16ps(0, 7, 4);
+            if (type == MAMBA_F16) {
                 _tile_loadd(5, tile + 1024, 64);
-                _tile_dpbf16ps(0, 7, 5);
-            } else {
-                _tile_loadd(7, a + lo, 64);
-                _tile_dpbf16ps(0, 7, 4);
-                if (type == MAMBA_F16) {
-                    _tile_loadd(5, tile + 1024, 64);
-                    _tile_dpbf16ps(0, 6, 5);
-                }
+                _tile_dpbf16ps(0, 6, 5);
             }
         }
         _tile_stored(0, sum, 64);
         MBI_BARRIER();
         MBI_T(mbi_gemm_finish)(g, p, 0, s->rows, sum, MBI_LANES);
     }
-#undef MBI_AMX_EXPAND_ONE
 }
 
 /* One block of weights (n steps of one or two panels, as tiles) times all tiles of tokens. */
@@ -3765,7 +3638,7 @@ typedef struct mbi_amx_block {
 
 /* Two tiles of tokens x two panels in the tile registers.  The sums of a pair are stored while the
  * next pair is under way.  Returns the number of tiles done. */
-MBI_AMX_FN int mbi_amx_2x2(const int a_parts, const int b_parts, const mbi_amx_block *k) {
+MBI_AMX_FN int mbi_amx_2x2(const int b_parts, const mbi_amx_block *k) {
     const int lo = 1024;
     int runs = k->n * (k->tiles / 2);
     int per = (2 * k->n_next + runs - 1) / (runs + (runs == 0)); /* lines to prefetch at a step */
@@ -3817,14 +3690,12 @@ MBI_AMX_FN int mbi_amx_2x2(const int a_parts, const int b_parts, const mbi_amx_b
                                  (size_t)(line & 1) * k->next_panel,
                              _MM_HINT_T1);
             }
-            if (a_parts == 2) {
-                _tile_stream_loadd(6, a0 + lo, 64);
-                _tile_dpbf16ps(0, 6, 4);
-                _tile_dpbf16ps(1, 6, 5);
-                _tile_stream_loadd(7, a1 + lo, 64);
-                _tile_dpbf16ps(2, 7, 4);
-                _tile_dpbf16ps(3, 7, 5);
-            }
+            _tile_stream_loadd(6, a0 + lo, 64);
+            _tile_dpbf16ps(0, 6, 4);
+            _tile_dpbf16ps(1, 6, 5);
+            _tile_stream_loadd(7, a1 + lo, 64);
+            _tile_dpbf16ps(2, 7, 4);
+            _tile_dpbf16ps(3, 7, 5);
             if (b_parts == 2) {
                 _tile_loadd(4, b0 + lo, 64);
                 _tile_loadd(5, b1 + lo, 64);
@@ -3855,7 +3726,7 @@ MBI_AMX_FN int mbi_amx_2x2(const int a_parts, const int b_parts, const mbi_amx_b
 }
 
 /* What the pairs leave over: tiles [t, tiles), two at a time or one, of n_panels panels. */
-MBI_AMX_FN void mbi_amx_rest(const int a_parts, const int b_parts, const mbi_amx_block *k, int t,
+MBI_AMX_FN void mbi_amx_rest(const int b_parts, const mbi_amx_block *k, int t,
                              int n_panels) {
     const int lo = 1024;
     int i;
@@ -3876,12 +3747,10 @@ MBI_AMX_FN void mbi_amx_rest(const int a_parts, const int b_parts, const mbi_amx
                 _tile_dpbf16ps(0, 6, 4);
                 _tile_stream_loadd(7, a1, 64);
                 _tile_dpbf16ps(1, 7, 4);
-                if (a_parts == 2) {
-                    _tile_stream_loadd(6, a0 + lo, 64);
-                    _tile_dpbf16ps(0, 6, 4);
-                    _tile_stream_loadd(7, a1 + lo, 64);
-                    _tile_dpbf16ps(1, 7, 4);
-                }
+                _tile_stream_loadd(6, a0 + lo, 64);
+                _tile_dpbf16ps(0, 6, 4);
+                _tile_stream_loadd(7, a1 + lo, 64);
+                _tile_dpbf16ps(1, 7, 4);
                 if (b_parts == 2) {
                     _tile_loadd(5, b0 + lo, 64);
                     _tile_stream_loadd(6, a0, 64);
@@ -3903,19 +3772,12 @@ MBI_AMX_FN void mbi_amx_rest(const int a_parts, const int b_parts, const mbi_amx
 
 MBI_AMX_KERNEL void mbi_amx_run(mamba_type type, const mbi_amx_block *k, int n_panels) {
     int t = 0;
-    switch (type) {
-    case MAMBA_BF16:
-        t = n_panels == 2 ? mbi_amx_2x2(2, 1, k) : 0;
-        mbi_amx_rest(2, 1, k, t, n_panels);
-        break;
-    case MAMBA_F16:
-        t = n_panels == 2 ? mbi_amx_2x2(2, 2, k) : 0;
-        mbi_amx_rest(2, 2, k, t, n_panels);
-        break;
-    default:
-        t = n_panels == 2 ? mbi_amx_2x2(1, 1, k) : 0;
-        mbi_amx_rest(1, 1, k, t, n_panels);
-        break;
+    if (type == MAMBA_BF16) {
+        t = n_panels == 2 ? mbi_amx_2x2(1, k) : 0;
+        mbi_amx_rest(1, k, t, n_panels);
+    } else {
+        t = n_panels == 2 ? mbi_amx_2x2(2, k) : 0;
+        mbi_amx_rest(2, k, t, n_panels);
     }
 }
 
@@ -3932,7 +3794,6 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
     int direct = !g->add && (t1 - t0) % 16 == 0 && !(g->exact_rows && w->rows < p1 * MBI_LANES);
     int group = p1 - p0;
     int most = w->type == MAMBA_F16 ? MBI_AMX_STEPS / 2 : MBI_AMX_STEPS; /* steps of a block */
-    size_t step_bytes = mbi_is_quantized(w->type) ? mbi_group_bytes(w->type) + 16 : 1024;
     int first;
     if (!direct) {
         group = s->super == s->steps ? 2 : (MBI_GEMM_SCRATCH - (int)EXPANDED) / (tiles * 1024) / 2 * 2;
@@ -3945,7 +3806,6 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
             int end = mbi_min_int(start + s->super, s->steps);
             int n_blocks = (end - start + most - 1) / most;
             int span = (end - start + n_blocks - 1) / n_blocks;
-            span += span & 1;
             for (p = first; p < last; p += 2) {
                 int n_panels = mbi_min_int(2, last - p);
                 const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
@@ -3959,17 +3819,17 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
                     k.a_step = s->unit;
                     k.a_tile = (size_t)(end - start) * s->unit;
                     k.next = panel +
-                             (at + span < end ? (size_t)(at + span) * step_bytes
-                                              : 2 * w->panel_bytes + (size_t)start * step_bytes);
+                             (at + span < end ? (size_t)(at + span) * 1024
+                                              : 2 * w->panel_bytes + (size_t)start * 1024);
                     k.next_panel = w->panel_bytes;
-                    k.n_next = (int)((size_t)k.n * step_bytes / 64);
+                    k.n_next = (int)((size_t)k.n * 1024 / 64);
                     for (i = 0; i < n_panels; i++) {
                         const unsigned char *b = panel + (size_t)i * w->panel_bytes;
                         if (w->type == MAMBA_BF16) {
                             k.b[i] = b + (size_t)at * 1024;
                         } else {
                             k.b[i] = expanded + i * (EXPANDED / 2);
-                            mbi_amx_expand_block(w, p + i, at, k.n, expanded + i * (EXPANDED / 2));
+                            mbi_amx_expand(w, p + i, at, k.n, expanded + i * (EXPANDED / 2));
                         }
                         k.c[i] = direct ? g->y + (size_t)(p + i) * g->y_panel +
                                               (size_t)t0 * g->y_token
@@ -3991,8 +3851,205 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
     }
 }
 
+/* Quantized types: a tile of 16 tokens and one group of columns is one tile product, whose exact sums
+ * are then scaled and added in registers, group by group, exactly as in avx512vnni.
+ *
+ * What the order below is for (a Sapphire Rapids core, ns a tile product): tilezero makes the product
+ * behind it wait for all before it, 19 instead of 6, so sums start from a load of zeros; a sum is
+ * stored only when its tile is needed again, four products later (8, else 11); tile loads take a
+ * cycle a row; scaling runs two products behind the stores, and overlaps.  Together 27 to 28, and 36
+ * unless activations are loaded as a stream, past the weights in the first-level cache.  Groups of 32
+ * columns, as in version 2 of the file, took 26, for half the work. */
+enum { MBI_AMX_PANELS = 4, MBI_AMX_GROUPS = 8 /* of a block of weights: 32 KiB */ };
+
+/* n groups of n_panels panels and n_tiles tiles of tokens. */
+typedef struct mbi_amx_groups {
+    const unsigned char *w; /* [panel][n] tiles of 1 KiB */
+    const float *scales;    /* [panel][n][16] */
+    const unsigned char *x; /* prepared: group k of tile i at x + i*x_tile + k*MBI_AMX_X_GROUP */
+    size_t x_tile;
+    float *acc;             /* [tile][panel][16 tokens][16 rows] */
+    int n, n_panels, n_tiles;
+} mbi_amx_groups;
+
+#define MBI_AMX_16(X)                                                                              \
+    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define MBI_AMX_SUM(t) __m512 a##t = _mm512_setzero_ps();
+#define MBI_AMX_IN(t) a##t = _mm512_load_ps(acc + 16 * (t));
+#define MBI_AMX_OUT(t) _mm512_store_ps(acc + 16 * (t), a##t);
+#define MBI_AMX_ADD(t)                                                                             \
+    a##t = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(xs[2 * (t)])),                      \
+                           _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * (t))), a##t);
+/* Step s + j: store the sums of the step four before, multiply, scale those of the sixth before. */
+#define MBI_AMX_STEP(j, w_tile, x_tile_)                                                           \
+    if (s + (j) >= 4 && s + (j) < steps + 4) {                                                     \
+        _tile_stored(j, sums[(s + (j) + 4) % 8], 64);                                              \
+    }                                                                                              \
+    if (s + (j) < steps) {                                                                         \
+        _tile_loadd(j, zeros, 0);                                                                  \
+        _tile_loadd(w_tile, w, 64);                                                                \
+        _tile_stream_loadd(x_tile_, x, 64);                                                        \
+        _tile_dpbssd(j, x_tile_, w_tile);                                                          \
+        w += 1024;                                                                                 \
+        x += MBI_AMX_X_GROUP;                                                                      \
+        if (++k == b->n) {                                                                         \
+            k = 0;                                                                                 \
+            if (++panel == b->n_panels) {                                                          \
+                panel = 0;                                                                         \
+                w = b->w;                                                                          \
+                tile += b->x_tile;                                                                 \
+            }                                                                                      \
+            x = tile;                                                                              \
+        }                                                                                          \
+    }                                                                                              \
+    MBI_BARRIER();                                                                                 \
+    if (s + (j) >= 6 && s + (j) < steps + 6) {                                                     \
+        const int32_t *sum = sums[(s + (j) + 2) % 8];                                              \
+        const float *xs = (const float *)(const void *)(x_scaled + 16 * MBI_GROUP);                \
+        __m512 scale = _mm512_load_ps(scales);                                                     \
+        if (done == 0) {                                                                           \
+            MBI_AMX_16(MBI_AMX_IN)                                                                 \
+        }                                                                                          \
+        MBI_AMX_16(MBI_AMX_ADD)                                                                    \
+        scales += 16;                                                                              \
+        x_scaled += MBI_AMX_X_GROUP;                                                               \
+        if (++done == b->n) {                                                                      \
+            MBI_AMX_16(MBI_AMX_OUT)                                                                \
+            done = 0;                                                                              \
+            acc += 256;                                                                            \
+            if (++panel_scaled == b->n_panels) {                                                   \
+                panel_scaled = 0;                                                                  \
+                scales = b->scales;                                                                \
+                tile_scaled += b->x_tile;                                                          \
+            }                                                                                      \
+            x_scaled = tile_scaled;                                                                \
+        }                                                                                          \
+    }
+enum { MBI_AMX_X_GROUP = 16 * (MBI_GROUP + 8) };
+
+MBI_AMX_KERNEL void mbi_amx_int8_tiles(const mbi_amx_groups *b) {
+    static const MBI_ALIGN64 unsigned char zeros[64] = {0};
+    MBI_ALIGN64 int32_t sums[8][256];
+    const unsigned char *w = b->w;
+    const unsigned char *tile = b->x; /* of the product */
+    const unsigned char *x = tile;
+    const unsigned char *tile_scaled = b->x;
+    const unsigned char *x_scaled = tile_scaled;
+    const float *scales = b->scales;
+    float *acc = b->acc;
+    int steps = b->n * b->n_panels * b->n_tiles;
+    int k = 0; /* group and panel of the product, then of the scaling */
+    int panel = 0;
+    int done = 0;
+    int panel_scaled = 0;
+    int s;
+    MBI_AMX_16(MBI_AMX_SUM)
+    for (s = 0; s < steps + 6; s += 4) {
+        MBI_AMX_STEP(0, 4, 6)
+        MBI_AMX_STEP(1, 5, 7)
+        MBI_AMX_STEP(2, 4, 6)
+        MBI_AMX_STEP(3, 5, 7)
+    }
+}
+#undef MBI_AMX_16
+#undef MBI_AMX_SUM
+#undef MBI_AMX_IN
+#undef MBI_AMX_OUT
+#undef MBI_AMX_ADD
+#undef MBI_AMX_STEP
+
+/* Groups [g, g+n) of panel p: integers as int8, and scales. */
+MBI_AMX_KERNEL void mbi_amx_int8_expand(const mbi_mat *w, int p, int g, int n, unsigned char *out,
+                                        float *scales) {
+    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
+    const __m512i bias = _mm512_set1_epi8((char)-128);
+    size_t bytes = mbi_group_bytes(w->type);
+    for (; n > 0; n--, g++, out += 1024, scales += 16) {
+        const unsigned char *unit = panel + mbi_units_at(bytes, g);
+        _mm512_store_ps(scales, MBI_T(mbi_scales)(panel + mbi_codes_at(bytes, g), w->bases[p]));
+#define MBI_AMX_STORE(V, N, LOAD, j)                                                               \
+    _mm512_store_si512(out + 64 * (j), _mm512_xor_si512(LOAD(unit, j), bias));
+        if (w->type == MAMBA_Q8) {
+            memcpy(out, unit, 1024);
+        } else if (w->type == MAMBA_Q6) {
+            MBI_INT8_EACH(MBI_AMX_STORE, , , MBI_INT8_Q6)
+        } else {
+            MBI_INT8_EACH(MBI_AMX_STORE, , , MBI_INT8_Q4)
+        }
+#undef MBI_AMX_STORE
+    }
+}
+
+/* Tokens [t0, t1), whole tiles: a few panels and groups at a time, so that their weights and a tile of
+ * activations stay in the first-level cache; sums wait in the scratch. */
+MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { TILES = MBI_AMX_PANELS * MBI_AMX_GROUPS };
+    const mbi_mat *w = g->w;
+    unsigned char *expanded = (unsigned char *)g->scratch;
+    float *scales = (float *)(void *)(expanded + TILES * 1024);
+    float *acc = scales + TILES * MBI_LANES;
+    int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
+    int n_blocks = (n_groups + MBI_AMX_GROUPS - 1) / MBI_AMX_GROUPS;
+    int span = (n_groups + n_blocks - 1) / n_blocks;
+    size_t token = (size_t)n_groups * (MBI_GROUP + 8);
+    int p;
+    for (p = p0; p < p1; p += MBI_AMX_PANELS) {
+        mbi_amx_groups b;
+        int k;
+        int t;
+        int i;
+        b.n_panels = mbi_min_int(MBI_AMX_PANELS, p1 - p);
+        b.n_tiles = (t1 - t0) / 16;
+        b.w = expanded;
+        b.scales = scales;
+        b.x_tile = 16 * token;
+        b.acc = acc;
+        for (t = 0; t < (t1 - t0) * b.n_panels; t++) {
+            const float *bias = g->bias ? g->bias + (p + t / 16 % b.n_panels) * MBI_LANES : NULL;
+            _mm512_store_ps(acc + t * MBI_LANES,
+                            bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps());
+        }
+        for (k = 0; k < n_groups; k += span) {
+            b.n = mbi_min_int(span, n_groups - k);
+            for (i = 0; i < b.n_panels; i++) {
+                mbi_amx_int8_expand(w, p + i, k, b.n, expanded + i * b.n * 1024,
+                                    scales + i * b.n * MBI_LANES);
+            }
+            b.x = (const unsigned char *)g->x + (size_t)t0 * token + (size_t)k * MBI_AMX_X_GROUP;
+            mbi_amx_int8_tiles(&b);
+        }
+        for (t = 0; t < b.n_tiles; t++) {
+            for (i = 0; i < b.n_panels; i++) {
+                MBI_T(mbi_gemm_finish)(g, p + i, t0 + t * 16, 16,
+                                       acc + (t * b.n_panels + i) * 256, MBI_LANES);
+            }
+        }
+    }
+}
+
+/* Whole tiles; what is left takes the instructions of avx512vnni. */
+MBI_AMX_KERNEL void mbi_amx_int8(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    int full = t0 + (t1 - t0) / 16 * 16;
+    int t;
+    if (full > t0) {
+        mbi_amx_begin(16);
+        for (t = t0; t < full; t += MBI_AMX_TOKENS) {
+            mbi_amx_int8_panels(g, p0, p1, t, mbi_min_int(t + MBI_AMX_TOKENS, full));
+        }
+        _tile_release();
+    }
+    if (t1 > full) {
+        size_t n_groups = (size_t)(g->w->cols + MBI_GROUP - 1) / MBI_GROUP;
+        mbi_gemm rest = *g;
+        rest.x = (const unsigned char *)g->x + (size_t)full * n_groups * (MBI_GROUP + 8);
+        rest.y = g->y + (size_t)full * g->y_token;
+        rest.n_tokens = t1 - full;
+        MBI_I(mbi_k_gemm)(&rest, p0, p1, 0, rest.n_tokens);
+    }
+}
+
 MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    const mbi_amx_shape s = mbi_amx_shape_of(g->w->type, g->w->cols, g->n_tokens);
+    const mbi_amx_shape s = mbi_amx_shape_of(g->w->cols, g->n_tokens);
     int t;
     if (g->w->type == MAMBA_F32) {
         MBI_T(mbi_k_gemm)(g, p0, p1, t0, t1);
@@ -4001,15 +4058,15 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
     if (p0 >= p1 || t0 >= t1) {
         return;
     }
+    if (mbi_is_quantized(g->w->type)) {
+        mbi_amx_int8(g, p0, p1, t0, t1);
+        return;
+    }
     mbi_amx_begin(s.rows);
-    if (s.rows < 16) {
-        switch (g->w->type) {
-        case MAMBA_F16: mbi_amx_few(MAMBA_F16, g, &s, p0, p1); break;
-        case MAMBA_BF16: mbi_amx_few(MAMBA_BF16, g, &s, p0, p1); break;
-        case MAMBA_Q8: mbi_amx_few(MAMBA_Q8, g, &s, p0, p1); break;
-        case MAMBA_Q6: mbi_amx_few(MAMBA_Q6, g, &s, p0, p1); break;
-        default: mbi_amx_few(MAMBA_Q4, g, &s, p0, p1); break;
-        }
+    if (s.rows < 16 && g->w->type == MAMBA_F16) {
+        mbi_amx_few(MAMBA_F16, g, &s, p0, p1);
+    } else if (s.rows < 16) {
+        mbi_amx_few(MAMBA_BF16, g, &s, p0, p1);
     } else {
         for (t = t0; t < t1; t += MBI_AMX_TOKENS) {
             mbi_amx_tokens(g, &s, p0, p1, t, mbi_min_int(t + MBI_AMX_TOKENS, t1));
@@ -4017,172 +4074,6 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
     }
     _tile_release();
 }
-
-#if MBI_BUILD_AVX512VNNI
-/* Target amxint8: q8, q6 and q4 with the numbers of avx512vnni, the other types with those of amx.
- * One to 15 tokens take the instructions of avx512vnni; a tile of 16 tokens and one group of columns
- * is a tile product (half as deep as a tile may be), whose exact sums are then scaled and added in
- * registers, group by group, exactly as there.  On a Sapphire Rapids core a group of a tile takes 26
- * to 30 ns, 11 of them for the tile instructions and 12 for the scaling, which hardly overlap; 4
- * panels for each tile of activations gain nothing.  So q8 prompts run 1.15 times as fast as by
- * avx512vnni and 0.6 times as fast as by amx; single tokens 1.4 (q8) and 1.8 times (q4) as fast as
- * by amx. */
-
-/* Tiles 0-3: sums, 4 and 5: activations (16 tokens x 32), 6 and 7: weights (8 x (16 rows x 4)). */
-MBI_AMX_FN void mbi_amx_int8_begin(void) {
-    mbi_amx_config c;
-    int i;
-    memset(&c, 0, sizeof c);
-    c.palette = 1;
-    for (i = 0; i < 8; i++) {
-        c.colsb[i] = i == 4 || i == 5 ? 32 : 64;
-        c.rows[i] = i < 6 ? 16 : 8;
-    }
-    MBI_BARRIER();
-    _tile_loadconfig(&c);
-}
-
-/* n groups of a panel and 16 tokens.  Group k of the weights lies at w + k/4*w_block + k%4*512 as
- * int8, its scales at scales + 16*k. */
-typedef struct mbi_amx_groups {
-    const unsigned char *w, *x;
-    const float *scales;
-    size_t w_block, x_group, x_scales; /* x: as in @@kernels_int8 */
-    int n;
-} mbi_amx_groups;
-
-#define MBI_AMX_16(X)                                                                              \
-    X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
-#define MBI_AMX_INT8_IN(t) __m512 a##t = _mm512_loadu_ps(acc + 16 * (t));
-#define MBI_AMX_INT8_OUT(t) _mm512_storeu_ps(acc + 16 * (t), a##t);
-#define MBI_AMX_INT8_ADD(t)                                                                        \
-    a##t = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(xs[2 * (t)])),                      \
-                           _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * (t))), a##t);
-#define MBI_AMX_INT8_GROUP(j, x_tile, w_tile)                                                      \
-    if (k + (j) < b->n) {                                                                          \
-        _tile_zero(j);                                                                             \
-        _tile_loadd(x_tile, b->x + (size_t)(k + (j)) * b->x_group, 32);                            \
-        _tile_loadd(w_tile, b->w + (size_t)(k / 4) * b->w_block + (j) * 512, 64);                  \
-        _tile_dpbssd(j, x_tile, w_tile);                                                           \
-        _tile_stored(j, sums[k / 4 % 2][j], 64);                                                   \
-        MBI_BARRIER();                                                                             \
-    }                                                                                              \
-    if (k > 0 && k - 4 + (j) < b->n) {                                                             \
-        const int32_t *sum = sums[(k / 4 + 1) % 2][j];                                             \
-        const float *xs = (const float *)(const void *)(b->x + b->x_scales +                       \
-                                                        (size_t)(k - 4 + (j)) * b->x_group);       \
-        __m512 scale = _mm512_loadu_ps(b->scales + 16 * (k - 4 + (j)));                            \
-        MBI_AMX_16(MBI_AMX_INT8_ADD)                                                               \
-    }
-/* acc (16 tokens, 16 rows) += …: while the sums of a group are computed, those of the fourth before
- * it are scaled. */
-MBI_AMX_KERNEL void mbi_amx_int8_tile(const mbi_amx_groups *b, float *acc) {
-    MBI_ALIGN64 int32_t sums[2][4][256];
-    int k;
-    MBI_AMX_16(MBI_AMX_INT8_IN)
-    for (k = 0; k < b->n + 4; k += 4) {
-        MBI_AMX_INT8_GROUP(0, 4, 6)
-        MBI_AMX_INT8_GROUP(1, 5, 7)
-        MBI_AMX_INT8_GROUP(2, 4, 6)
-        MBI_AMX_INT8_GROUP(3, 5, 7)
-    }
-    MBI_AMX_16(MBI_AMX_INT8_OUT)
-}
-#undef MBI_AMX_16
-#undef MBI_AMX_INT8_IN
-#undef MBI_AMX_INT8_OUT
-#undef MBI_AMX_INT8_ADD
-#undef MBI_AMX_INT8_GROUP
-
-/* Groups [g, g+n) of panel p: integers as int8 (q8: they are), and scales. */
-MBI_AMX_KERNEL void mbi_amx_int8_expand(const mbi_mat *w, int p, int g, int n, unsigned char *out,
-                                        float *scales) {
-    const unsigned char *panel = w->data + (size_t)p * w->panel_bytes;
-    const __m512i bias = _mm512_set1_epi8((char)-128);
-    size_t bytes = mbi_group_bytes(w->type);
-    for (; n > 0; n--, g++, scales += 16) {
-        const unsigned char *unit = panel + mbi_units_at(bytes, g);
-        _mm512_storeu_ps(scales,
-                         MBI_T(mbi_scales)(panel + mbi_codes_at(bytes, g), w->bases[p]));
-#define MBI_AMX_INT8_STORE(V, N, LOAD, j)                                                          \
-    _mm512_storeu_si512(out + 64 * (j), _mm512_xor_si512(LOAD(unit, j), bias));
-        if (w->type == MAMBA_Q6) {
-            MBI_INT8_EACH(MBI_AMX_INT8_STORE, , , MBI_INT8_Q6)
-            out += 512;
-        } else if (w->type == MAMBA_Q4) {
-            MBI_INT8_EACH(MBI_AMX_INT8_STORE, , , MBI_INT8_Q4)
-            out += 512;
-        }
-#undef MBI_AMX_INT8_STORE
-    }
-}
-
-static size_t mbi_k_prepared_bytes_amxint8(mamba_type type, int n, int n_tokens) {
-    return mbi_is_quantized(type) ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
-                                  : mbi_k_prepared_bytes_amx(type, n, n_tokens);
-}
-
-static void mbi_k_prepare_amxint8(mamba_type type, const float *x, int n, int n_tokens, int t0,
-                                  int t1, void *out) {
-    (mbi_is_quantized(type) ? MBI_I(mbi_k_prepare) : mbi_k_prepare_amx)(type, x, n, n_tokens, t0,
-                                                                       t1, out);
-}
-
-/* Panel by panel, 512 columns at a time, for up to 512 tokens; sums wait in the scratch. */
-MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { SPAN = 16 };
-    const mbi_mat *w = g->w;
-    unsigned char *expanded = (unsigned char *)g->scratch;
-    float *scales = (float *)(void *)(expanded + SPAN * 512);
-    float *acc = scales + SPAN * 16; /* [token][16] */
-    int n_groups = (w->cols + 31) / 32;
-    int p;
-    for (p = p0; p < p1; p++) {
-        __m512 first = g->bias ? _mm512_loadu_ps(g->bias + p * MBI_LANES) : _mm512_setzero_ps();
-        int k;
-        int t;
-        for (t = 0; t < t1 - t0; t++) {
-            _mm512_storeu_ps(acc + t * MBI_LANES, first);
-        }
-        for (k = 0; k < n_groups; k += SPAN) {
-            mbi_amx_groups b;
-            b.n = mbi_min_int(SPAN, n_groups - k);
-            mbi_amx_int8_expand(w, p, k, b.n, expanded, scales);
-            b.w = w->type == MAMBA_Q8
-                      ? w->data + (size_t)p * w->panel_bytes + mbi_units_at(512, k)
-                      : expanded;
-            b.w_block = w->type == MAMBA_Q8 ? 4 * 512 + 64 : 4 * 512;
-            b.scales = scales;
-            b.x_group = (size_t)g->n_tokens * 40;
-            for (t = t0; t < t1; t += 16) {
-                b.x = (const unsigned char *)g->x + (size_t)k * b.x_group + (size_t)t * 32;
-                b.x_scales = (size_t)g->n_tokens * 32 - (size_t)t * 24;
-                mbi_amx_int8_tile(&b, acc + (t - t0) * MBI_LANES);
-            }
-        }
-        MBI_T(mbi_gemm_finish)(g, p, t0, t1 - t0, acc, MBI_LANES);
-    }
-}
-
-MBI_AMX_KERNEL void mbi_k_gemm_amxint8(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    int full = t0 + (t1 - t0) / 16 * 16;
-    int t;
-    if (!mbi_is_quantized(g->w->type)) {
-        mbi_k_gemm_amx(g, p0, p1, t0, t1);
-        return;
-    }
-    if (full > t0) {
-        mbi_amx_int8_begin();
-        for (t = t0; t < full; t += MBI_AMX_TOKENS) {
-            mbi_amx_int8_panels(g, p0, p1, t, mbi_min_int(t + MBI_AMX_TOKENS, full));
-        }
-        _tile_release();
-    }
-    if (t1 > full) {
-        MBI_I(mbi_k_gemm)(g, p0, p1, full, t1);
-    }
-}
-#endif /* MBI_BUILD_AVX512VNNI */
 #undef MBI_AMX_INIT
 #undef MBI_AMX_ATTRIBUTE
 #undef MBI_AMX_FN
@@ -4392,12 +4283,6 @@ static const mamba_target mbi_target_avx512 = {"avx512", MBI_CPU_AVX512, {MBI_KE
 static const mamba_target mbi_target_amx = {
     "amx", MBI_CPU_AMX, {MBI_PRODUCT_LIST(MBI_OWN) MBI_REST_LIST(MBI_X)}};
 #undef MBI_OWN
-#if MBI_BUILD_AVX512VNNI
-#define MBI_OWN(type, name, args) mbi_k_##name##_amxint8,
-static const mamba_target mbi_target_amxint8 = {
-    "amxint8", MBI_CPU_AMX, {MBI_PRODUCT_LIST(MBI_OWN) MBI_REST_LIST(MBI_X)}};
-#undef MBI_OWN
-#endif
 #endif
 #endif
 #define MBI_INT8_X(type, name, args) MBI_I(mbi_k_##name),
@@ -4527,9 +4412,6 @@ static const mamba_target *mbi_target_at(int i) {
 #if MBI_BUILD_AMX
         &mbi_target_amx,
 #endif
-#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
-        &mbi_target_amxint8, /* above amx: most work is single tokens */
-#endif
         NULL};
     int n = (int)(sizeof list / sizeof list[0]) - 1;
     return i >= 0 && i < n ? list[i] : NULL;
@@ -4547,7 +4429,7 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *
  * Header, 64 bytes
  *    0  8  magic  "MAMBA\r\n\x1a"
- *    8  4  version = 2
+ *    8  4  version = 3
  *   12  4  0x01020304 (another byte order shows as 0x04030201)
  *   16  8  file_bytes: exact size of the file
  *   24  8  meta_bytes: start of the tensor data, a multiple of 4096; [0, meta_bytes) is metadata
@@ -4600,9 +4482,9 @@ static int mbi_target_usable(const mamba_target *target, uint32_t features) {
  *   panel holds, along the columns (padded with zeros to 32; q8, q6 and q4: to 64):
  *   f32        per column: 16 rows x 4 bytes
  *   f16, bf16  per 2 columns: 16 rows x (column 2j, column 2j+1)
- *   q8, q6, q4 integers with scales: weight = integer * scale, scale = base * code * |code|.  Per 128
- *              columns (at the end perhaps 64): 64 bytes of codes, int8, 16 rows for each 32 columns
- *              (padded with zeros); then units of integers.  After the last panel of a matrix one
+ *   q8, q6, q4 integers with scales: weight = integer * scale, scale = base * code * |code|.  Per 256
+ *              columns (at the end perhaps fewer): 64 bytes of codes, int8, 16 rows for each 64
+ *              columns (padded with zeros); then units of integers.  After the last panel of a matrix one
  *              f32 for each panel, its base, padded to a multiple of 64 bytes
  *   q8         a unit: 64 bytes, 16 rows x 4 columns of int8
  *   q6         a unit: 192 bytes, 16 rows x 16 columns of 6 bits, integer + 32: bytes 4r+i of the
@@ -4649,7 +4531,7 @@ enum {
     MBI_CONFIG_BYTES = 256,
     MBI_LAYER_BYTES = 128,
     MBI_TENSOR_BYTES = 160,
-    MBI_FILE_VERSION = 2,
+    MBI_FILE_VERSION = 3,
     MBI_DATA_ALIGN = 4096,
     MBI_MAX_LAYERS = 4096,
     MBI_MAX_TENSORS = 1 << 17,
@@ -5574,7 +5456,7 @@ static mamba_status mbi_check_header(mamba_model *m, mamba_error *err) {
     if (mbi_load_u32(p + 8) != MBI_FILE_VERSION) {
         return mbi_fail_value(err, MAMBA_ERR_VERSION,
                               mbi_load_u32(p + 8) < MBI_FILE_VERSION
-                                  ? "file version from before 0.2.0: convert the checkpoint again"
+                                  ? "file version from before 0.3.0: convert the checkpoint again"
                                   : "file version not known to this build",
                               "version", 8, mbi_load_u32(p + 8), MBI_FILE_VERSION,
                               MBI_FILE_VERSION);

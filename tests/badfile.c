@@ -244,8 +244,8 @@ TEST(header)
     expect_field("G02 magic", &good, 0, 1, 'm', MAMBA_ERR_FORMAT, "not a .mamba file");
     expect_field("G02 text mode", &good, 5, 1, '\n', MAMBA_ERR_FORMAT, "text mode");
     expect_field("G02 version 0", &good, 8, 4, 0, MAMBA_ERR_VERSION, "version");
-    expect_field("G02 version 1", &good, 8, 4, 1, MAMBA_ERR_VERSION, "convert the checkpoint again (found 1, allowed 2");
-    expect_field("G02 version 3", &good, 8, 4, 3, MAMBA_ERR_VERSION, "found 3, allowed 2");
+    expect_field("G02 version 2", &good, 8, 4, 2, MAMBA_ERR_VERSION, "convert the checkpoint again (found 2, allowed 3");
+    expect_field("G02 version 4", &good, 8, 4, 4, MAMBA_ERR_VERSION, "found 4, allowed 3");
     expect_field("G02 order", &good, 12, 4, 0x04030201u, MAMBA_ERR_FORMAT, "other byte order");
     expect_field("G02 order", &good, 12, 4, 7, MAMBA_ERR_FORMAT, "byte order mark");
     expect_field("G05 size", &good, 16, 8, bytes + 64, MAMBA_ERR_FORMAT, "truncated");

@@ -60,8 +60,8 @@ static void put16(unsigned char *p, unsigned v) {
 
 /* One weight of a zeroed panel, written where @@format says, and its value, for quantized types before the scale. */
 static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
-    size_t group = type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256; /* bytes of 32 columns */
-    unsigned char *units = panel + (size_t)(c / 128) * (64 + 4 * group) + 64 + (size_t)(c % 128 / 32) * group;
+    size_t group = type == MAMBA_Q8 ? 1024 : type == MAMBA_Q6 ? 768 : 512; /* bytes of 64 columns */
+    unsigned char *units = panel + (size_t)(c / 256) * (64 + 4 * group) + 64 + (size_t)(c % 256 / 64) * group;
     float f = value() * 0.1f;
     uint32_t bits;
     unsigned h;
@@ -82,11 +82,11 @@ static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
     case MAMBA_Q8: {
         int q = (int)(bits >> 5 & 255) - 128;
         q = q < -127 ? -127 : q;
-        units[c % 32 / 4 * 64 + r * 4 + c % 4] = (unsigned char)q;
+        units[c % 64 / 4 * 64 + r * 4 + c % 4] = (unsigned char)q;
         return q;
     }
     case MAMBA_Q6: {
-        unsigned char *unit = units + c % 32 / 16 * 192 + r * 4 + c % 4;
+        unsigned char *unit = units + c % 64 / 16 * 192 + r * 4 + c % 4;
         unsigned q = bits >> 5 & 63;
         unit[c % 16 / 8 * 64] |= (unsigned char)((q & 15u) << (c % 8 < 4 ? 0 : 4));
         unit[128] |= (unsigned char)((q >> 4) << c % 16 / 4 * 2);
@@ -94,7 +94,7 @@ static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
     }
     case MAMBA_Q4: {
         unsigned q = bits >> 5 & 15;
-        units[c % 32 / 8 * 64 + r * 4 + c % 4] |= (unsigned char)(c % 8 < 4 ? q : q << 4);
+        units[c % 64 / 8 * 64 + r * 4 + c % 4] |= (unsigned char)(c % 8 < 4 ? q : q << 4);
         return codebook[q];
     }
     }
@@ -104,7 +104,7 @@ static double put_weight(unsigned char *panel, mamba_type type, int r, int c) {
 static void weights_make(weights *w, mamba_type type, int rows, int cols) {
     int n_panels = (rows + 15) / 16;
     size_t panel_bytes = (size_t)mbi_panel_bytes(type, (uint64_t)cols);
-    size_t block = 64 + 4 * (type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256); /* of 128 columns */
+    size_t block = 64 + 4 * (type == MAMBA_Q8 ? 1024 : type == MAMBA_Q6 ? 768 : 512); /* of 256 columns */
     float *bases;
     int r;
     int c;
@@ -121,10 +121,9 @@ static void weights_make(weights *w, mamba_type type, int rows, int cols) {
         for (c = 0; c < cols; c++) {
             double v = put_weight(panel, type, r % 16, c);
             if (type >= MAMBA_Q8) {
-                signed char *code = (signed char *)panel + (size_t)(c / 128) * block + c % 128 / 32 * 16 + r % 16;
-                if (c % 32 == 0) {
-                    *code = (signed char)(32.0f + 96.0f * (0.5f + 0.5f * uniform())); /* amx: no weight below 2^-20 */
-                    *code = (signed char)(uniform() < 0.0f ? -*code : *code);
+                signed char *code = (signed char *)panel + (size_t)(c / 256) * block + c % 256 / 64 * 16 + r % 16;
+                if (c % 64 == 0) {
+                    *code = (signed char)(127.9f * uniform());
                 }
                 v = (double)((float)v * (bases[r / 16] * (float)(*code * (*code < 0 ? -*code : *code))));
             }
@@ -204,21 +203,15 @@ static void product(const weights *w, const float *x, int n_tokens, const float 
 }
 
 /* Largest error of one output allowed by the arithmetic that @@kernel_list states for the target and type:
- * `sum` is sum |w x|, `group` is sum over groups of 32 columns of sum |w| * max |x|. */
+ * `sum` is sum |w x|, `group` is sum over groups of 64 columns of sum |w| * max |x|. */
 static double product_bound(mamba_type type, int cols, double sum, double group) {
     const char *name = target->name;
     double bound = (cols + 8) * ldexp(sum, -24);
-    int quantized = type >= MAMBA_Q8;
-    if (strcmp(name, "amx") == 0 || (strcmp(name, "amxint8") == 0 && !quantized)) {
-        if (type == MAMBA_BF16 || type == MAMBA_F16) {
-            bound += ldexp(sum, -15);
-        } else if (type >= MAMBA_Q8) {
-            bound += ldexp(sum, -7);
-        }
-        bound += 1e-30; /* products of denormals count as 0 */
+    if (strcmp(name, "amx") == 0 && (type == MAMBA_BF16 || type == MAMBA_F16)) {
+        bound += ldexp(sum, -15) + 1e-30; /* products of denormals count as 0 */
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
                 strcmp(name, "neoni8mm") == 0 || strcmp(name, "neonbf16") == 0 ||
-                strcmp(name, "avx2int8") == 0 || strcmp(name, "amxint8") == 0) &&
+                strcmp(name, "avx2int8") == 0 || strcmp(name, "amx") == 0) &&
                type >= MAMBA_Q8) {
         bound += group / 254 * 1.01;
     } else if (strcmp(name, "neonbf16") == 0 && type == MAMBA_BF16) {
@@ -256,7 +249,7 @@ static void check_product(mamba_type type, int rows, int cols, int n_tokens) {
             for (c = 0; c < cols; c++) {
                 double a = w.w[(size_t)r * (size_t)cols + (size_t)c];
                 double b = (double)at(x, n_tokens, c, t);
-                if (c % 32 == 0) {
+                if (c % 64 == 0) {
                     group += most * weight;
                     most = weight = 0;
                 }
@@ -366,7 +359,7 @@ static void check_same_bits(const mamba_target *a, const mamba_target *b, mamba_
 
 /* For every type that is not in the set `others`. */
 static void check_twins(const char *name, const char *twin, unsigned others) {
-    static const int shapes[][2] = {{16, 31}, {33, 130}, {48, 777}};
+    static const int shapes[][2] = {{16, 31}, {33, 130}, {48, 777}, {17, 1700}};
     const mamba_target *a = mamba_target_find(name, strlen(name));
     const mamba_target *b = mamba_target_find(twin, strlen(twin));
     int type;
@@ -387,13 +380,9 @@ static void check_twins(const char *name, const char *twin, unsigned others) {
     }
 }
 
-#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
-TEST(amxint8_is_avx512vnni) {
-    check_twins("amxint8", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
-}
-
-TEST(amxint8_is_amx) { /* in the types that have no integers */
-    check_twins("amxint8", "amx", 1u << MAMBA_Q8 | 1u << MAMBA_Q6 | 1u << MAMBA_Q4);
+#if MBI_BUILD_AMX
+TEST(amx_is_avx512vnni) { /* in the types that have integers */
+    check_twins("amx", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
 }
 #endif
 #if MBI_BUILD_NEON_I8MM
@@ -735,9 +724,8 @@ TEST_MAIN("kernels") {
         RUN(scan);
         RUN(scan_tiny_states);
     }
-#if MBI_BUILD_AMX && MBI_BUILD_AVX512VNNI
-    RUN(amxint8_is_avx512vnni);
-    RUN(amxint8_is_amx);
+#if MBI_BUILD_AMX
+    RUN(amx_is_avx512vnni);
 #endif
 #if MBI_BUILD_NEON_I8MM
     RUN(neoni8mm_is_neondot);

@@ -96,8 +96,8 @@ TEST(bf16_ties)
 
 /* ---- panels -------------------------------------------------------------------------------------------------- */
 
-static const int widths[] = {1, 5, 31, 32, 33, 48, 63, 64, 65, 100, 256};
-enum { N_WIDTHS = 11, MAX_COLS = 256 };
+static const int widths[] = {1, 5, 31, 32, 33, 48, 63, 64, 65, 100, 256, 257, 320};
+enum { N_WIDTHS = 13, MAX_COLS = 320 };
 
 static float weights[16 * MAX_COLS], wanted[MAX_COLS / 2];
 static unsigned char panel[16 * MAX_COLS * 4 + 64];   /* and what must stay untouched */
@@ -131,16 +131,16 @@ static void fill(int cols, mamba_type type, float scale)
 /* The codebook, written down once more. */
 static const int codebook[16] = {-127, -99, -78, -61, -47, -34, -22, -10, 0, 12, 23, 36, 49, 64, 82, 105};
 
-/* Bytes of the units of 32 columns of 16 rows. */
+/* Bytes of the units of 64 columns of 16 rows. */
 static size_t group_bytes(mamba_type type)
 {
-    return type == MAMBA_Q8 ? 512 : type == MAMBA_Q6 ? 384 : 256;
+    return type == MAMBA_Q8 ? 1024 : type == MAMBA_Q6 ? 768 : 512;
 }
 
 /* Scale of the group that holds (row, col) of a panel of a quantized type. */
 static float spec_scale(mamba_type type, int row, int col)
 {
-    int code = panel[(size_t)(col / 128) * (64 + 4 * group_bytes(type)) + (size_t)(col % 128 / 32 * 16 + row)];
+    int code = panel[(size_t)(col / 256) * (64 + 4 * group_bytes(type)) + (size_t)(col % 256 / 64 * 16 + row)];
     code = code >= 128 ? code - 256 : code;
     return panel_base * (float)(code * abs(code));
 }
@@ -150,8 +150,8 @@ static double spec_value(mamba_type type, int row, int col)
 {
     float f;
     uint32_t u;
-    const unsigned char *p, *units = panel + (size_t)(col / 128) * (64 + 4 * group_bytes(type)) + 64 +
-                                     (size_t)(col % 128 / 32) * group_bytes(type);
+    const unsigned char *p, *units = panel + (size_t)(col / 256) * (64 + 4 * group_bytes(type)) + 64 +
+                                     (size_t)(col % 256 / 64) * group_bytes(type);
     int v;
     switch (type) {
     case MAMBA_F32:
@@ -168,16 +168,16 @@ static double spec_value(mamba_type type, int row, int col)
         memcpy(&f, &u, 4);
         return (double)f;
     case MAMBA_Q8:
-        p = units + (size_t)(col % 32 / 4) * 64 + 4 * row + col % 4;
+        p = units + (size_t)(col % 64 / 4) * 64 + 4 * row + col % 4;
         v = *p >= 128 ? (int)*p - 256 : (int)*p;
         return (double)((float)v * spec_scale(type, row, col));
     case MAMBA_Q6:
-        p = units + (size_t)(col % 32 / 16) * 192 + 4 * row + col % 4;
+        p = units + (size_t)(col % 64 / 16) * 192 + 4 * row + col % 4;
         v = p[col % 16 / 8 * 64] >> (col % 8 < 4 ? 0 : 4) & 15;
         v += (p[128] >> col % 16 / 4 * 2 & 3) * 16 - 32;
         return (double)((float)v * spec_scale(type, row, col));
     default:
-        p = units + (size_t)(col % 32 / 8) * 64 + 4 * row + col % 4;
+        p = units + (size_t)(col % 64 / 8) * 64 + 4 * row + col % 4;
         v = codebook[col % 8 < 4 ? *p & 15 : *p >> 4];
         return (double)((float)v * spec_scale(type, row, col));
     }
@@ -235,12 +235,12 @@ TEST(layout_and_error)
 static double exhaustive_q4(const float *x)
 {
     double most = 0, best = 1e300;
-    for (int i = 0; i < 32; i++) {
+    for (int i = 0; i < 64; i++) {
         most = fabs((double)x[i]) > most ? fabs((double)x[i]) : most;
     }
     for (int t = 0; t < 800; t++) {
         double scale = most / (60.0 + 0.25 * (t / 2)) * (t % 2 ? 1 : -1), sum = 0;
-        for (int i = 0; i < 32; i++) {
+        for (int i = 0; i < 64; i++) {
             double e = 1e300;
             for (int k = 0; k < 16; k++) {
                 double d = (double)x[i] - codebook[k] * scale;
@@ -270,12 +270,12 @@ TEST(q4_search)
                 error[0] += d * d;
                 mean_square += (double)weights[i] * (double)weights[i];
             }
-            for (int g = 0; g < 32; g++) {
-                error[1] += exhaustive_q4(weights + 32 * g);
+            for (int g = 0; g < 16; g++) {
+                error[1] += exhaustive_q4(weights + 64 * g);
             }
         }
         CHECK_NEAR(error[0] / error[1], 1.0, 0.02);
-        CHECK(heavy || error[0] < 0.0056 * mean_square);
+        CHECK(heavy || error[0] < 0.0068 * mean_square);
     }
 }
 
@@ -295,15 +295,15 @@ static double relative_error(mamba_type type)
 
 TEST(q8_and_q6_error)
 {
-    CHECK(relative_error(MAMBA_Q8) < 3.0e-5);
-    CHECK(relative_error(MAMBA_Q6) < 4.8e-4);
+    CHECK(relative_error(MAMBA_Q8) < 3.6e-5);
+    CHECK(relative_error(MAMBA_Q6) < 5.3e-4);
 }
 
 /* Rows of very different size share a panel's base: none loses more than a few per cent by it. */
 TEST(rows_of_every_size)
 {
     for (int type = MAMBA_Q8; type <= MAMBA_Q4; type++) {
-        double most = type == MAMBA_Q8 ? 6e-5 : type == MAMBA_Q6 ? 9e-4 : 0.009;
+        double most = type == MAMBA_Q8 ? 7.5e-5 : type == MAMBA_Q6 ? 1.1e-3 : 0.011;
         fill(256, (mamba_type)type, 1.0f);
         for (int i = 0; i < 16 * 256; i++) {
             weights[i] *= powf(0.5f, (float)(i / 256) * 0.5f);   /* down to 1/180 */
@@ -334,7 +334,7 @@ TEST(zeros)
             bad += weights[i] == 0.0f && spec_value((mamba_type)type, i / 64, i % 64) != 0;
         }
         CHECK_INT(bad, 0);
-        CHECK(spec_scale((mamba_type)type, 3, 0) == 0 && spec_scale((mamba_type)type, 3, 32) == 0);
+        CHECK(spec_scale((mamba_type)type, 3, 0) == 0);
     }
 }
 
@@ -344,12 +344,12 @@ TEST(huge_and_tiny)
     static const float sizes[] = {1000.0f, 800.0f, 1e-4f, 1.06e-5f, 3e-6f, 4e-7f, 6e-8f, 1e-8f, 1e-12f, 1e-40f};
     for (int type = MAMBA_Q8; type <= MAMBA_Q4; type++) {
         for (int k = 0; k < 10; k++) {
-            double size = (double)sizes[k], step = type == MAMBA_Q8 ? size / 254 : type == MAMBA_Q6 ? size / 31.5 : size * 14 / 94;
+            double size = (double)sizes[k], step = type == MAMBA_Q8 ? size / 254 : type == MAMBA_Q6 ? size / 31.5 : size / 4; /* cut from 140 to 105 at worst */
             int bad = 0;
             memset(weights, 0, sizeof weights);
             for (int i = 0; i < 16 * 64; i++) {
                 weights[i] = sizes[k] * (float)(2 * random_uniform() - 1);
-                weights[i] = i % 32 == 5 ? sizes[k] : i % 32 == 6 ? 1e-20f * sizes[k] : weights[i];
+                weights[i] = i % 64 == 5 ? sizes[k] : i % 64 == 6 ? 1e-20f * sizes[k] : weights[i];
             }
             CHECK(pack_fits(weights, 16 * 64, (mamba_type)type));
             pack(64, (mamba_type)type);
@@ -611,7 +611,7 @@ static void seal(char *file, size_t n)
 /* Logits of a few tokens from everywhere in the vocabulary, on a target that computes in floats. */
 static float *logits_of(const char *name, const char *target, size_t *n)
 {
-    static const int32_t tokens[] = {4095, 1, 300, 2500, 0, 2223, 2224, 2225, 2240, 700, 4000};
+    static const int32_t tokens[] = {4095, 1, 300, 2500, 0, 3231, 3232, 3233, 3248, 700, 4000};
     mamba_config cfg;
     mamba_model *m = NULL;
     mamba_state *s = NULL;
@@ -699,7 +699,7 @@ TEST(vocabulary_refused)
     REQUIRE(data != NULL && copy != NULL && n < 1u << 25);
     memcpy(&config, data + 64 + 16, 8);
     for (int k = 0; k < 3; k++) {
-        static const uint32_t sizes[] = {4090, 1872, 4112};   /* not in whole panels; no first part; one panel too many */
+        static const uint32_t sizes[] = {4090, 864, 4112};   /* not in whole panels; no first part; one panel too many */
         mamba_model *m = NULL;
         memcpy(copy, data, n);
         memcpy(copy + config + 8, &sizes[k], 4);

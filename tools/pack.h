@@ -1,6 +1,6 @@
 /*  pack.h: 16 rows of floats into one panel of the .mamba file, in any weight type.
  *
- *  The byte layout is specified in mamba.h (@@format). Quantised types choose the scale of every group of 32
+ *  The byte layout is specified in mamba.h (@@format). Quantised types choose the scale of every group of 64
  *  columns by the squared error that it leaves, not by the largest value.
  */
 #ifndef TL_PACK_H
@@ -28,7 +28,7 @@ TL_FN uint16_t pack_f16(float f)
     return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
 }
 
-/* ---- groups of 32 -----------------------------------------------------------------------------------------
+/* ---- groups of 64 -----------------------------------------------------------------------------------------
  *
  * A group is stored as scale * q[i], q in -127..127 (q8), in -32..31 (q6) or in the codebook (q4); the scale as
  * code * |code| times the base of the panel, which takes the largest scale of the panel to the code 127. What a
@@ -37,7 +37,7 @@ TL_FN uint16_t pack_f16(float f)
  * exact scales in q4, where scales linear in the code would cost 0.2 % but lose rows that are 100 times smaller
  * than others of their panel, and 8-bit floats 2.6 %.
  *
- * q8 takes the largest magnitude to 127, q6 to -32 (the scale's sign is free): mean squared error 2.7e-5 and 4.3e-4
+ * q8 takes the largest magnitude to 127, q6 to -32 (the scale's sign is free): mean squared error 3.3e-5 and 4.8e-4
  * of the mean square.
  *
  * q4 searches. For given q the best scale is the least-squares one, (x.q)/(q.q), which leaves the squared error
@@ -49,7 +49,7 @@ TL_FN uint16_t pack_f16(float f)
  * Weighting the errors by the squared norm weight of their column made the KL divergence of the logits 1 % larger.
  */
 enum {
-    PACK_GROUP = 32,
+    PACK_GROUP = MBI_GROUP,
     PACK_TRIALS = 7           /* for each sign of the scale */
 };
 
@@ -183,7 +183,7 @@ TL_FN void pack_units(const int *q, int lane, mamba_type type, unsigned char *un
     }
 }
 
-/* One group of 32 columns of one row, which asks for the scale `wanted`; returns the code of its scale. The codes two
+/* One group of 64 columns of one row, which asks for the scale `wanted`; returns the code of its scale. The codes two
  * away from the nearest are taken only if they leave no error: numbers that came from q8 or q6 keep their scale. */
 TL_FN int pack_group(const float *x, float wanted, float base, int lane, mamba_type type, const pack_codebook *book,
                      unsigned char *units)

@@ -111,7 +111,7 @@ TL_FN int wr_find_order(const void *name, const void *item)
 
 /* ---- types by sensitivity ---------------------------------------------------------------------------------
  *
- * A q4 file may use 4.7 bits per quantised weight on average, 0.45 more than q4 itself: what gains most from q6 gets
+ * A q4 file may use 4.7 bits per quantised weight on average, 0.57 more than q4 itself: what gains most from q6 gets
  * it. First the matrices of the first layer, since nothing averages out what they do to the residual stream; then
  * the rows of the head (or of the embedding, when it is the head too) from the first on, as many as the bits allow:
  * ids are numbered by falling frequency in the vocabularies of byte pair encoding, and an error in the logit of a
