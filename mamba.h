@@ -2835,6 +2835,8 @@ MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bi
 #define I_TILE_NV 2
 #define I_TILE_N MBI_N6
 #define I_TILE_NT 6
+#define I_REST_N MBI_N4 /* what 6 leave over of a multiple of 16: one tile of these, or two */
+#define I_REST_NT 4
 #define I_PANEL_V MBI_V1
 #elif MBI_PASS == MBI_AVX2
 #define MBI_I(name) MBI_PASTE(name, avx2int8)
@@ -2887,6 +2889,8 @@ MBI_FN void MBI_T(i_pack)(unsigned char *p, __m256i v) {
 #define I_TILE_NV 1
 #define I_TILE_N MBI_N4
 #define I_TILE_NT 4
+#define I_REST_N MBI_N2
+#define I_REST_NT 2
 #define I_PANEL_V MBI_V2
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 #define MBI_I(name) MBI_PASTE(name, neondot)
@@ -2926,6 +2930,8 @@ MBI_FN void MBI_T(i_pack)(unsigned char *p, int32x4_t v) {
 #define I_TILE_NV 4
 #define I_TILE_N MBI_N2
 #define I_TILE_NT 2
+#define I_REST_N MBI_N1
+#define I_REST_NT 1
 #define I_PANEL_V MBI_V4
 #endif
 
@@ -3031,10 +3037,11 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
     }
 }
 
-/* One register block: acc[t][v] over n groups, for NV vectors of V_LANES rows from row `row` of the
- * panel at w on (panels `stride` bytes apart) and N tokens from x on.  Group k of the weights lies
- * at w + UNITS, its scales, or their codes for `base`, at w + SCALES; group k of the activations
- * x_group bytes after group k-1, scales of activations x_scales bytes behind their bytes. */
+/* One register block over n groups, for NV vectors of V_LANES rows from row `row` of the panel at w
+ * on (panels `stride` bytes apart) and N tokens from x on.  Group k of the weights lies at w + UNITS,
+ * its scales, or their codes for `base`, at w + SCALES; group k of the activations x_group bytes
+ * after group k-1, scales of activations x_scales bytes behind their bytes.  Row r of panel p and
+ * token t starts from in[p*16 + t*in_token + r] and ends in out[p*out_panel + t*out_token + r]. */
 #define MBI_V1(X, t) X(0, t)
 #define MBI_V2(X, t) X(0, t) X(1, t)
 #define MBI_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
@@ -3043,10 +3050,12 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
 #define MBI_N4(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3)
 #define MBI_N6(V, X) MBI_N4(V, X) X(V, 4) X(V, 5)
 #define MBI_INT8_AT(v, t)                                                                          \
-    const unsigned char *p##v = w + (size_t)((row + (v) * V_LANES) / MBI_LANES) * stride;          \
-    const int r##v = (row + (v) * V_LANES) % MBI_LANES;
-#define MBI_INT8_IN(v, t) vf a##v##_##t = V_LOAD(acc + (t) * acc_token + (v) * V_LANES);
-#define MBI_INT8_OUT(v, t) V_STORE(acc + (t) * acc_token + (v) * V_LANES, a##v##_##t);
+    const size_t at##v = (size_t)(row + (v) * V_LANES) / MBI_LANES;                                \
+    const int r##v = (row + (v) * V_LANES) % MBI_LANES;                                            \
+    const unsigned char *p##v = w + at##v * stride;
+#define MBI_INT8_IN(v, t)                                                                          \
+    vf a##v##_##t = V_LOAD(in + at##v * MBI_LANES + (t) * in_token + r##v);
+#define MBI_INT8_OUT(v, t) V_STORE(out + at##v * out_panel + (t) * out_token + r##v, a##v##_##t);
 #define MBI_INT8_COPY(v, t) vi s##v##_##t = start;
 #define MBI_INT8_DOT(v, t) s##v##_##t = I_DOT(s##v##_##t, w##v, xt);
 #define MBI_INT8_SCALE(v, t)                                                                       \
@@ -3077,7 +3086,8 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
 #define MBI_INT8_KERNEL(name, V, N, LOAD, UNITS, SCALES, C, LINES)                                 \
     MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, float base, int row,       \
                                  const unsigned char *x, size_t x_group, size_t x_scales, int n,   \
-                                 float *acc, int acc_token, const unsigned char *next) {           \
+                                 const float *in, size_t in_token, float *out, size_t out_token,   \
+                                 size_t out_panel, const unsigned char *next) {                    \
         int k;                                                                                     \
         V(MBI_INT8_AT, 0)                                                                          \
         N(V, MBI_INT8_LOAD)                                                                        \
@@ -3097,7 +3107,8 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
             N(V, MBI_INT8_END)                                                                     \
         }                                                                                          \
         N(V, MBI_INT8_STORE)                                                                       \
-        (void)acc_token;                                                                           \
+        (void)in_token;                                                                            \
+        (void)out_token;                                                                           \
         (void)base;                                                                                \
     }
 #define MBI_INT8_FILE(name, TYPE, BYTES)                                                           \
@@ -3110,6 +3121,7 @@ MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 1024)
 MBI_INT8_FILE(mbi_int8_q6, MBI_INT8_Q6, 768)
 MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 512)
 MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
+MBI_INT8_EXPANDED(mbi_int8_tile_rest, I_REST_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
 
 /* A few tokens: straight from the file, one token after the other.  One panel at a time: two or
@@ -3133,7 +3145,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
                 w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
                 (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
                 x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
-                (w->cols + MBI_GROUP - 1) / MBI_GROUP, acc, 0,
+                (w->cols + MBI_GROUP - 1) / MBI_GROUP, acc, 0, acc, 0, 0,
                 w->prefetch && t == t0 && p + 1 < p1 ? w->data + (size_t)(p + 1) * w->panel_bytes
                                                      : NULL);
             MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
@@ -3141,16 +3153,19 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
     }
 }
 
-/* Panels as wide as a tile, 512 columns at a time, expanded in the scratch (the first-level cache)
- * for all tokens; sums wait in the scratch from one block of columns to the next. */
+/* Panels as wide as a tile, up to 768 columns at a time, expanded in the scratch (the first-level
+ * cache) for all tokens.  Sums wait in the scratch from one block of columns to the next; the first
+ * block starts from the bias, and the last one writes y if whole panels can be written there. */
 MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { MAX_T = 512, SPAN = 8, STRIDE = SPAN * MBI_INT8_EXPANDED_BYTES };
+    enum { MAX_T = 512, MAX_SPAN = 12, STRIDE = MAX_SPAN * MBI_INT8_EXPANDED_BYTES };
     enum { GROUP = (I_TILE_NV * V_LANES + MBI_LANES - 1) / MBI_LANES, WIDTH = GROUP * MBI_LANES };
     const mbi_mat *w = g->w;
     unsigned char *expanded = (unsigned char *)g->scratch;
     float *acc = (float *)(void *)(expanded + (size_t)GROUP * STRIDE); /* [token][WIDTH] */
     size_t x_group = (size_t)g->n_tokens * (MBI_GROUP + 8);
     int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
+    int n_blocks = (n_groups + MAX_SPAN - 1) / MAX_SPAN;
+    int span = (n_groups + n_blocks - 1) / n_blocks;
     int start;
     int p;
     if (!mbi_is_quantized(w->type)) {
@@ -3165,36 +3180,46 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
         int n = mbi_min_int(MAX_T, t1 - start);
         for (p = p0; p < p1; p += GROUP) {
             int n_panels = mbi_min_int(GROUP, p1 - p);
+            int direct = !g->add && n_panels == GROUP &&
+                         !(g->exact_rows && (p + GROUP) * MBI_LANES > w->rows);
+            MBI_ALIGN64 float first[WIDTH];
             int i;
             int k;
             int t;
             for (i = 0; i < WIDTH; i += V_LANES) {
-                vf first = g->bias && i < n_panels * MBI_LANES ? V_LOAD(g->bias + p * MBI_LANES + i)
-                                                               : V_SET1(0.0f);
-                for (t = 0; t < n; t++) {
-                    V_STORE(acc + t * WIDTH + i, first);
-                }
+                V_STORE(first + i, g->bias && i < n_panels * MBI_LANES
+                                       ? V_LOAD(g->bias + p * MBI_LANES + i)
+                                       : V_SET1(0.0f));
             }
-            for (k = 0; k < n_groups; k += SPAN) {
-                int count = mbi_min_int(SPAN, n_groups - k);
+            for (k = 0; k < n_groups; k += span) {
+                int count = mbi_min_int(span, n_groups - k);
+                int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
                     MBI_I(mbi_int8_expand)(w, panel, k, count, expanded + i * STRIDE);
                 }
                 for (t = 0; t < n;) {
-                    int full = n - t >= I_TILE_NT;
+                    int left = n - t;
+                    int two = I_TILE_NT < 2 * I_REST_NT && left == 2 * I_REST_NT;
+                    int step = left >= I_TILE_NT && !two ? I_TILE_NT
+                               : left >= I_REST_NT       ? I_REST_NT
+                                                         : 1;
                     size_t at = (size_t)(start + t);
                     for (i = 0; i < WIDTH; i += I_TILE_NV * V_LANES) {
-                        (full ? MBI_I(mbi_int8_tile) : MBI_I(mbi_int8_tile_1))(
+                        (step == I_TILE_NT   ? MBI_I(mbi_int8_tile)
+                         : step == I_REST_NT ? MBI_I(mbi_int8_tile_rest)
+                                             : MBI_I(mbi_int8_tile_1))(
                             expanded, STRIDE, 0.0f, i, x + at * MBI_GROUP, x_group,
                             (size_t)g->n_tokens * MBI_GROUP - at * (MBI_GROUP - 8), count,
-                            acc + t * WIDTH + i, WIDTH, NULL);
+                            k == 0 ? first : acc + t * WIDTH, k == 0 ? 0 : WIDTH,
+                            to_y ? g->y + (size_t)p * g->y_panel + at * g->y_token : acc + t * WIDTH,
+                            to_y ? g->y_token : WIDTH, to_y ? g->y_panel : MBI_LANES, NULL);
                     }
-                    t += full ? I_TILE_NT : 1;
+                    t += step;
                 }
             }
-            for (i = 0; i < n_panels; i++) {
+            for (i = 0; i < n_panels && !direct; i++) {
                 MBI_T(mbi_gemm_finish)(g, p + i, start, n, acc + i * MBI_LANES, WIDTH);
             }
         }
@@ -4365,6 +4390,8 @@ static const mamba_target mbi_target_neonbf16 = {
 #undef I_TILE_NV
 #undef I_TILE_N
 #undef I_TILE_NT
+#undef I_REST_N
+#undef I_REST_NT
 #undef I_PANEL_V
 #undef MBI_PASS
 #if MBI_GCC
