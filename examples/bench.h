@@ -6,10 +6,10 @@
  *    decode   bytes moved for a token (weights read, state read and written) * tokens/s  /
  *             streaming read bandwidth
  *    prefill  2 * weights of the matrix products * tokens/s  /  peak of the arithmetic that the
- *             target uses for the weight type: for q8, q6 and q4 AMX int8 on "amxint8", AMX bf16 on
- *             "amx", int8 dot products on "avx512vnni"; for 16 bits AMX bf16 on both AMX targets;
- *             else float32 FMA.  Scan, convolution and norms do not count as work: the share says
- *             how much of the machine the whole model reaches.
+ *             target uses for the weight type: for q8, q6 and q4 AMX int8 on "amx" and int8 dot
+ *             products on "avx512vnni"; for 16 bits AMX bf16 on "amx"; else float32 FMA.  Scan,
+ *             convolution and norms do not count as work: the share says how much of the machine the
+ *             whole model reaches.
  *  Limits are measured with as many threads as the model uses.  A model smaller than the last-level
  *  cache can decode above the bandwidth of memory.
  */
@@ -169,10 +169,10 @@ static int bench_prefill_limit(const bench_job *j) {
     const char *type = j->m.info.weight_type;
     const char *target = j->m.info.target;
     int integers = type[0] == 'q';
-    if (strcmp(target, "amxint8") == 0 && integers) {
+    if (strcmp(target, "amx") == 0 && integers) {
         return LIMIT_AMX_INT8;
     }
-    if (strncmp(target, "amx", 3) == 0 && strcmp(type, "f32") != 0) {
+    if (strcmp(target, "amx") == 0 && strcmp(type, "f32") != 0) {
         return LIMIT_AMX_BF16;
     }
     if (strcmp(target, "avx512vnni") == 0 && integers) {
@@ -274,11 +274,12 @@ static int bench_state(const bench_job *j, int threads, mamba_state **state) {
                                                                              : cli_error(&err);
 }
 
-/* Seconds for n tokens of prompt, with the logits of the last. */
+/* Seconds for n tokens of prompt, from an empty state, with the logits of the last. */
 static int bench_prefill_once(const bench_job *j, mamba_state *state, int n, double *seconds) {
     mamba_error err;
-    double start = cli_seconds();
+    double start;
     mamba_state_reset(state);
+    start = cli_seconds();
     if (mamba_prefill(state, j->tokens, (size_t)n, j->logits, (size_t)j->m.info.n_vocab, &err) !=
         MAMBA_OK) {
         return cli_error(&err);

@@ -2,7 +2,9 @@
  *  from the contracts in @@kernel_list and the byte layouts in @@format, and bit for bit against itself under
  *  other cuts of the same work.
  */
+#ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
+#endif
 #define MAMBA_STATIC
 #define MAMBA_IMPLEMENTATION
 #if defined(__GNUC__)
@@ -10,6 +12,12 @@
 #endif
 #include "mamba.h"
 #include "test.h"
+
+#ifndef KERNELS_NAME /* amx.c gives its own */
+#define KERNELS_NAME "kernels"
+#define KERNELS_ONLY "" /* one target alone */
+#define KERNELS_USABLE(t) mamba_target_usable(t)
+#endif
 
 static const mamba_target *target; /* under test */
 static uint32_t seed = 1;
@@ -365,11 +373,14 @@ static void check_twins(const char *name, const char *twin, unsigned others) {
     int type;
     int i;
     int n_tokens;
-    if (!a || !b || !mamba_target_usable(a) || !mamba_target_usable(b)) {
+    if (!a || !b || !KERNELS_USABLE(a) || !mamba_target_usable(b)) {
         SKIP("this machine can't run them");
     }
     for (type = MAMBA_F32; type <= MAMBA_Q4; type++) {
-        for (i = 0; i < 3 && (others >> types[type] & 1) == 0; i++) {
+        if ((others >> types[type] & 1) != 0) {
+            continue;
+        }
+        for (i = 0; i < (int)(sizeof shapes / sizeof shapes[0]); i++) {
             for (n_tokens = 1; n_tokens <= 21; n_tokens++) {
                 check_same_bits(a, b, types[type], shapes[i][0], shapes[i][1], n_tokens);
             }
@@ -377,6 +388,7 @@ static void check_twins(const char *name, const char *twin, unsigned others) {
                 check_same_bits(a, b, types[type], shapes[i][0], shapes[i][1], n_tokens);
             }
         }
+        check_same_bits(a, b, types[type], 20, 4100, 250); /* amx: tokens in two parts */
     }
 }
 
@@ -709,11 +721,22 @@ TEST(scan_tiny_states) {
     free(h);
 }
 
-TEST_MAIN("kernels") {
+TEST(target_built) {
+    if (KERNELS_ONLY[0] && !mamba_target_find(KERNELS_ONLY, strlen(KERNELS_ONLY))) {
+        SKIP("this compiler or CPU family has no such target");
+    }
+}
+
+TEST_MAIN(KERNELS_NAME) {
+    const char *only = KERNELS_ONLY;
     int i;
+    RUN(target_built);
     for (i = 0; mamba_target_at(i); i++) {
         target = mamba_target_at(i);
-        if (!mamba_target_usable(target)) {
+        if (only[0] && strcmp(target->name, only) != 0) {
+            continue;
+        }
+        if (!KERNELS_USABLE(target)) {
             printf("target %s: skipped: this machine can't run it\n", target->name);
             continue;
         }
