@@ -2953,7 +2953,7 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
     vf inverse;
     float most;
     float scale;
-    int32_t correction = 0;
+    uint32_t correction = 0;
     int i;
 #if MBI_INT8_BIAS
     /* takes the bits of 1.5*2^23 off, modulo 2^32 */
@@ -2978,7 +2978,7 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
 #endif
     }
 #if MBI_INT8_BIAS
-    correction = -MBI_INT8_BIAS * I_SUM(sum);
+    correction -= (uint32_t)MBI_INT8_BIAS * (uint32_t)I_SUM(sum);
 #endif
     memcpy(scale_and_sum, &scale, 4);
     memcpy(scale_and_sum + 4, &correction, 4);
@@ -3009,6 +3009,40 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
 #else
 #define MBI_INT8_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 #endif
+
+/* Lines still to be asked for, of some groups of some panels, while other weights are multiplied. */
+typedef struct MBI_I(mbi_ahead) {
+    const unsigned char *at;
+    size_t skip; /* from the end of one panel's lines to the next panel's */
+    int lines;   /* of a panel */
+    int line, left;
+} MBI_I(mbi_ahead);
+
+/* Groups [g, g+n) of panels [p, p+n_panels), n_panels perhaps below 1. */
+MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_mat *w, int p, int n_panels, int g, int n) {
+    MBI_I(mbi_ahead) a;
+    size_t bytes = mbi_group_bytes(w->type);
+    size_t first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
+    memset(&a, 0, sizeof a);
+    if (n_panels > 0) {
+        a.at = w->data + (size_t)p * w->panel_bytes + first;
+        a.lines = (int)((mbi_units_at(bytes, g + n - 1) + bytes - first) / 64);
+        a.skip = (size_t)w->panel_bytes - (size_t)a.lines * 64;
+        a.left = a.lines * n_panels;
+    }
+    return a;
+}
+
+MBI_FN void MBI_I(mbi_ahead_some)(MBI_I(mbi_ahead) *a, int n) {
+    for (; n > 0 && a->left > 0; n--, a->left--, a->at += 64) {
+        MBI_INT8_PREFETCH(a->at);
+        if (++a->line == a->lines) {
+            a->line = 0;
+            a->at += a->skip;
+        }
+    }
+}
+
 /* Columns 4j to 4j+3 of a group, whose first unit is at p. */
 #define MBI_INT8_Q8(p, j) I_LOAD_Q8((p) + 64 * (j))
 #define MBI_INT8_Q6(p, j) I_LOAD_Q6((p) + 192 * ((j) / 4), (j) % 4)
@@ -3202,6 +3236,11 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int count = mbi_min_int(span, n_groups - k);
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
+                int more = k + count < n_groups; /* of these panels; else the next ones */
+                MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(
+                    w, more ? p : p + GROUP, more ? n_panels : mbi_min_int(GROUP, p1 - p - GROUP),
+                    more ? k + count : 0, more ? mbi_min_int(span, n_groups - k - count) : span);
+                int lines = ahead.left * I_TILE_NT / n + 1; /* to ask for at a tile */
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
                     MBI_I(mbi_int8_expand)(w, panel, k, count, expanded + i * STRIDE);
@@ -3213,6 +3252,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                                : left >= I_REST_NT       ? I_REST_NT
                                                          : 1;
                     size_t at = (size_t)(start + t);
+                    MBI_I(mbi_ahead_some)(&ahead, lines);
                     for (i = 0; i < WIDTH; i += I_TILE_NV * V_LANES) {
                         (step == I_TILE_NT   ? MBI_I(mbi_int8_tile)
                          : step == I_REST_NT ? MBI_I(mbi_int8_tile_rest)
@@ -3904,6 +3944,7 @@ typedef struct mbi_amx_groups {
     size_t x_tile;
     float *acc;             /* [tile][panel][16 tokens][16 rows] */
     int n, n_panels, n_tiles;
+    MBI_I(mbi_ahead) ahead; /* what comes next */
 } mbi_amx_groups;
 
 #define MBI_AMX_16(X)                                                                              \
@@ -3961,7 +4002,7 @@ typedef struct mbi_amx_groups {
     }
 enum { MBI_AMX_X_GROUP = 16 * (MBI_GROUP + 8) };
 
-MBI_AMX_KERNEL void mbi_amx_int8_tiles(const mbi_amx_groups *b) {
+MBI_AMX_KERNEL void mbi_amx_int8_tiles(mbi_amx_groups *b) {
     static const MBI_ALIGN64 unsigned char zeros[64] = {0};
     MBI_ALIGN64 int32_t sums[8][256];
     const unsigned char *w = b->w;
@@ -3972,6 +4013,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_tiles(const mbi_amx_groups *b) {
     const float *scales = b->scales;
     float *acc = b->acc;
     int steps = b->n * b->n_panels * b->n_tiles;
+    int lines = b->ahead.left * 4 / steps + 1; /* to ask for at four steps */
     int k = 0; /* group and panel of the product, then of the scaling */
     int panel = 0;
     int done = 0;
@@ -3979,6 +4021,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_tiles(const mbi_amx_groups *b) {
     int s;
     MBI_AMX_16(MBI_AMX_SUM)
     for (s = 0; s < steps + 6; s += 4) {
+        MBI_I(mbi_ahead_some)(&b->ahead, lines);
         MBI_AMX_STEP(0, 4, 6)
         MBI_AMX_STEP(1, 5, 7)
         MBI_AMX_STEP(2, 4, 6)
@@ -4044,7 +4087,12 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
                             bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps());
         }
         for (k = 0; k < n_groups; k += span) {
+            int more = k + span < n_groups; /* of these panels; else the next ones */
+            int next = p + MBI_AMX_PANELS;
             b.n = mbi_min_int(span, n_groups - k);
+            b.ahead = MBI_I(mbi_ahead_of)(
+                w, more ? p : next, more ? b.n_panels : mbi_min_int(MBI_AMX_PANELS, p1 - next),
+                more ? k + span : 0, more ? mbi_min_int(span, n_groups - k - span) : span);
             for (i = 0; i < b.n_panels; i++) {
                 mbi_amx_int8_expand(w, p + i, k, b.n, expanded + i * b.n * 1024,
                                     scales + i * b.n * MBI_LANES);
