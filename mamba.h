@@ -1421,8 +1421,17 @@ static int mbi_is_quantized(mamba_type type) {
     return type >= MAMBA_Q8;
 }
 
-/* Columns that share a scale in each row; bytes of a group expanded to int8, with scales in float. */
-enum { MBI_GROUP = 64, MBI_INT8_EXPANDED_BYTES = MBI_GROUP * MBI_LANES + MBI_LANES * 4 };
+/* Columns that share a scale in each row.  Bytes of a group: of a panel expanded to int8, with scales
+ * in float; of one token's activations, see @@kernels_int8. */
+enum {
+    MBI_GROUP = 64,
+    MBI_INT8_EXPANDED_BYTES = MBI_GROUP * MBI_LANES + MBI_LANES * 4,
+    MBI_INT8_TOKEN_BYTES = MBI_GROUP + 8
+};
+
+static MBI_UNUSED int mbi_groups(int cols) {
+    return (cols + MBI_GROUP - 1) / MBI_GROUP;
+}
 
 /* Bytes of the units of a group. */
 static size_t mbi_group_bytes(mamba_type type) {
@@ -2941,8 +2950,7 @@ MBI_INT8_FN size_t MBI_I(mbi_k_prepared_bytes)(mamba_type type, int n, int n_tok
     if (!mbi_is_quantized(type)) {
         return MBI_T(mbi_k_prepared_bytes)(type, n, n_tokens);
     }
-    return (size_t)mbi_pad((uint64_t)n, MBI_GROUP) / MBI_GROUP * (size_t)n_tokens *
-           (MBI_GROUP + 8);
+    return (size_t)mbi_groups(n) * (size_t)n_tokens * MBI_INT8_TOKEN_BYTES;
 }
 
 /* One token's group from four blocks of 16, of which n_blocks exist; the rest are zero. */
@@ -2984,23 +2992,27 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
     memcpy(scale_and_sum + 4, &correction, 4);
 }
 
-MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, int n_tokens, int t0,
-                                      int t1, void *out) {
-    size_t block = (size_t)n_tokens * MBI_LANES;
-    unsigned char *group = (unsigned char *)out;
+/* Tokens [t0, t1) of T, whose n channels lie in blocks `block` floats apart. */
+MBI_INT8_FN void MBI_I(mbi_int8_prepare)(const float *x, size_t block, int n, int T, int t0, int t1,
+                                         unsigned char *out) {
     int g;
     int t;
-    if (!mbi_is_quantized(type)) {
-        MBI_T(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, out);
-        return;
-    }
-    for (g = 0; g * MBI_GROUP < n; g++) {
+    for (g = 0; g < mbi_groups(n); g++, out += (size_t)T * MBI_INT8_TOKEN_BYTES) {
         for (t = t0; t < t1; t++) {
             MBI_I(mbi_int8_group)(x + (size_t)g * 4 * block + (size_t)t * MBI_LANES, block,
-                                  (n + 15) / 16 - g * 4, group + (size_t)t * MBI_GROUP,
-                                  group + (size_t)n_tokens * MBI_GROUP + (size_t)t * 8);
+                                  (n + 15) / 16 - g * 4, out + (size_t)t * MBI_GROUP,
+                                  out + (size_t)T * MBI_GROUP + (size_t)t * 8);
         }
-        group += (size_t)n_tokens * (MBI_GROUP + 8);
+    }
+}
+
+MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, int n_tokens, int t0,
+                                      int t1, void *out) {
+    if (mbi_is_quantized(type)) {
+        MBI_I(mbi_int8_prepare)(x, (size_t)n_tokens * MBI_LANES, n, n_tokens, t0, t1,
+                                (unsigned char *)out);
+    } else {
+        MBI_T(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, out);
     }
 }
 
@@ -3018,17 +3030,23 @@ typedef struct MBI_I(mbi_ahead) {
     int line, left;
 } MBI_I(mbi_ahead);
 
-/* Groups [g, g+n) of panels [p, p+n_panels), n_panels perhaps below 1. */
-MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_mat *w, int p, int n_panels, int g, int n) {
+/* What follows groups [g, g+span) of panels [p, p+step): the next ones of the same panels, or the first
+ * ones of the next panels below p1, if there are any. */
+MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_mat *w, int p, int step, int p1, int g,
+                                            int span) {
     MBI_I(mbi_ahead) a;
     size_t bytes = mbi_group_bytes(w->type);
-    size_t first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
+    int more = g + span < mbi_groups(w->cols);
     memset(&a, 0, sizeof a);
-    if (n_panels > 0) {
+    p += more ? 0 : step;
+    g = more ? g + span : 0;
+    if (p < p1) {
+        int last = mbi_min_int(g + span, mbi_groups(w->cols)) - 1;
+        size_t first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
         a.at = w->data + (size_t)p * w->panel_bytes + first;
-        a.lines = (int)((mbi_units_at(bytes, g + n - 1) + bytes - first) / 64);
+        a.lines = (int)((mbi_units_at(bytes, last) + bytes - first) / 64);
         a.skip = (size_t)w->panel_bytes - (size_t)a.lines * 64;
-        a.left = a.lines * n_panels;
+        a.left = a.lines * mbi_min_int(step, p1 - p);
     }
     return a;
 }
@@ -3148,8 +3166,6 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
             N(V, MBI_INT8_END)                                                                     \
         }                                                                                          \
         N(V, MBI_INT8_STORE)                                                                       \
-        (void)in_token;                                                                            \
-        (void)out_token;                                                                           \
         (void)base;                                                                                \
     }
 #define MBI_INT8_FILE(name, TYPE, BYTES)                                                           \
@@ -3186,7 +3202,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
                 w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
                 (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
                 x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
-                (w->cols + MBI_GROUP - 1) / MBI_GROUP, acc, 0, acc, 0, 0,
+                mbi_groups(w->cols), acc, 0, acc, 0, 0,
                 w->prefetch && t == t0 && p + 1 < p1 ? w->data + (size_t)(p + 1) * w->panel_bytes
                                                      : NULL);
             MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
@@ -3203,8 +3219,8 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
     const mbi_mat *w = g->w;
     unsigned char *expanded = (unsigned char *)g->scratch;
     float *acc = (float *)(void *)(expanded + (size_t)GROUP * STRIDE); /* [token][WIDTH] */
-    size_t x_group = (size_t)g->n_tokens * (MBI_GROUP + 8);
-    int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
+    size_t x_group = (size_t)g->n_tokens * MBI_INT8_TOKEN_BYTES;
+    int n_groups = mbi_groups(w->cols);
     int n_blocks = (n_groups + MAX_SPAN - 1) / MAX_SPAN;
     int span = (n_groups + n_blocks - 1) / n_blocks;
     int start;
@@ -3236,10 +3252,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int count = mbi_min_int(span, n_groups - k);
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
-                int more = k + count < n_groups; /* of these panels; else the next ones */
-                MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(
-                    w, more ? p : p + GROUP, more ? n_panels : mbi_min_int(GROUP, p1 - p - GROUP),
-                    more ? k + count : 0, more ? mbi_min_int(span, n_groups - k - count) : span);
+                MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(w, p, GROUP, p1, k, span);
                 int lines = ahead.left * I_TILE_NT / n + 1; /* to ask for at a tile */
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
@@ -3407,7 +3420,7 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
     enum { TILE = 64 };
     const mbi_mat *w = g->w;
     MBI_ALIGN64 float acc[TILE * MBI_LANES];
-    int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
+    int n_groups = mbi_groups(w->cols);
     int p;
     int start;
     if (!mbi_is_quantized(w->type) || t1 - t0 < 2) {
@@ -3434,7 +3447,7 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
             }
             for (k = 0; k < n_groups; k++) {
                 const unsigned char *x = (const unsigned char *)g->x +
-                                         (size_t)k * (size_t)g->n_tokens * (MBI_GROUP + 8);
+                                         (size_t)k * (size_t)g->n_tokens * MBI_INT8_TOKEN_BYTES;
                 for (i = 0; i < MBI_LANES; i += 4) {
                     mbi_i8mm_product(w, p, i, k, x, g->n_tokens, start, n_pairs, acc);
                 }
@@ -3542,24 +3555,15 @@ MBI_AMX_FN __m512 mbi_amx_high(__m512i pairs, int i) { /* 16 bf16 of 32 as float
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-/* Quantized types: tile by tile of 16 tokens (the last may be smaller), each prepared as if it were
- * alone. */
-MBI_AMX_KERNEL void mbi_amx_prepare_int8(const float *x, int n, int n_tokens, int t0, int t1,
-                                         unsigned char *out) {
-    size_t block = (size_t)n_tokens * MBI_LANES;
-    size_t n_groups = (size_t)(n + MBI_GROUP - 1) / MBI_GROUP;
-    int g;
+/* Quantized types: tile by tile of 16 tokens (the last may be smaller), each as if it were alone. */
+static void mbi_amx_prepare_int8(const float *x, int n, int n_tokens, int t0, int t1,
+                                 unsigned char *out) {
+    size_t token = (size_t)mbi_groups(n) * MBI_INT8_TOKEN_BYTES;
     int t;
-    for (g = 0; g < (int)n_groups; g++) {
-        for (t = t0; t < t1; t++) {
-            size_t rows = (size_t)mbi_min_int(16, n_tokens - t / 16 * 16);
-            size_t i = (size_t)(t % 16);
-            unsigned char *group = out + ((size_t)(t - t % 16) * n_groups + (size_t)g * rows) *
-                                             (MBI_GROUP + 8);
-            MBI_I(mbi_int8_group)(x + (size_t)g * 4 * block + (size_t)t * MBI_LANES, block,
-                                  (n + 15) / 16 - g * 4, group + i * MBI_GROUP,
-                                  group + rows * MBI_GROUP + i * 8);
-        }
+    for (t = t0; t < t1; t += 16) {
+        int T = mbi_min_int(16, n_tokens - t);
+        MBI_I(mbi_int8_prepare)(x + (size_t)t * MBI_LANES, (size_t)n_tokens * MBI_LANES, n, T, 0, T,
+                                out + (size_t)t * token);
     }
 }
 
@@ -3934,7 +3938,11 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
  * All in one loop: 27 to 28, or 36 unless activations are loaded as a stream, past the first-level
  * cache.  Groups of 32 columns took 21 for half the work.  4 panels of 8 groups at a time: prompts of
  * 130m 1.4 times as fast as with 1 of 24 or 2 of 12, in the machine's better minutes. */
-enum { MBI_AMX_PANELS = 4, MBI_AMX_GROUPS = 8 /* of a block of weights: 32 KiB */ };
+enum {
+    MBI_AMX_PANELS = 4, /* of a block of weights: 32 KiB */
+    MBI_AMX_GROUPS = 8,
+    MBI_AMX_X_GROUP = 16 * MBI_INT8_TOKEN_BYTES /* a tile's activations */
+};
 
 /* n groups of n_panels panels and n_tiles tiles of tokens. */
 typedef struct mbi_amx_groups {
@@ -3947,6 +3955,29 @@ typedef struct mbi_amx_groups {
     MBI_I(mbi_ahead) ahead; /* what comes next */
 } mbi_amx_groups;
 
+/* A step: one group of one panel and one tile, in this order; `w` counts groups over the panels. */
+typedef struct mbi_amx_step {
+    const unsigned char *tile, *x; /* activations of the tile, and of this group */
+    int k, panel, w;
+} mbi_amx_step;
+
+/* The next step; is it another sum? */
+MBI_AMX_FN int mbi_amx_next(const mbi_amx_groups *b, mbi_amx_step *at) {
+    at->w++;
+    at->x += MBI_AMX_X_GROUP;
+    if (++at->k < b->n) {
+        return 0;
+    }
+    at->k = 0;
+    if (++at->panel == b->n_panels) {
+        at->panel = 0;
+        at->w = 0;
+        at->tile += b->x_tile;
+    }
+    at->x = at->tile;
+    return 1;
+}
+
 #define MBI_AMX_16(X)                                                                              \
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 #define MBI_AMX_SUM(t) __m512 a##t = _mm512_setzero_ps();
@@ -3956,68 +3987,40 @@ typedef struct mbi_amx_groups {
     a##t = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(xs[2 * (t)])),                      \
                            _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * (t))), a##t);
 /* Step s + j: store the sums of the step four before, multiply, scale those of the sixth before. */
-#define MBI_AMX_STEP(j, w_tile, x_tile_)                                                           \
+#define MBI_AMX_STEP(j, w_tile, x_tile)                                                            \
     if (s + (j) >= 4 && s + (j) < steps + 4) {                                                     \
         _tile_stored(j, sums[(s + (j) + 4) % 8], 64);                                              \
     }                                                                                              \
     if (s + (j) < steps) {                                                                         \
         _tile_loadd(j, zeros, 0);                                                                  \
-        _tile_loadd(w_tile, w, 64);                                                                \
-        _tile_stream_loadd(x_tile_, x, 64);                                                        \
-        _tile_dpbssd(j, x_tile_, w_tile);                                                          \
-        w += 1024;                                                                                 \
-        x += MBI_AMX_X_GROUP;                                                                      \
-        if (++k == b->n) {                                                                         \
-            k = 0;                                                                                 \
-            if (++panel == b->n_panels) {                                                          \
-                panel = 0;                                                                         \
-                w = b->w;                                                                          \
-                tile += b->x_tile;                                                                 \
-            }                                                                                      \
-            x = tile;                                                                              \
-        }                                                                                          \
+        _tile_loadd(w_tile, b->w + at.w * 1024, 64);                                               \
+        _tile_stream_loadd(x_tile, at.x, 64);                                                      \
+        _tile_dpbssd(j, x_tile, w_tile);                                                           \
+        mbi_amx_next(b, &at);                                                                      \
     }                                                                                              \
     MBI_BARRIER();                                                                                 \
     if (s + (j) >= 6 && s + (j) < steps + 6) {                                                     \
         const int32_t *sum = sums[(s + (j) + 2) % 8];                                              \
-        const float *xs = (const float *)(const void *)(x_scaled + 16 * MBI_GROUP);                \
-        __m512 scale = _mm512_load_ps(scales);                                                     \
-        if (done == 0) {                                                                           \
+        const float *xs = (const float *)(const void *)(done.x + 16 * MBI_GROUP);                  \
+        __m512 scale = _mm512_load_ps(b->scales + done.w * MBI_LANES);                             \
+        if (done.k == 0) {                                                                         \
             MBI_AMX_16(MBI_AMX_IN)                                                                 \
         }                                                                                          \
         MBI_AMX_16(MBI_AMX_ADD)                                                                    \
-        scales += 16;                                                                              \
-        x_scaled += MBI_AMX_X_GROUP;                                                               \
-        if (++done == b->n) {                                                                      \
+        if (mbi_amx_next(b, &done)) {                                                              \
             MBI_AMX_16(MBI_AMX_OUT)                                                                \
-            done = 0;                                                                              \
             acc += 256;                                                                            \
-            if (++panel_scaled == b->n_panels) {                                                   \
-                panel_scaled = 0;                                                                  \
-                scales = b->scales;                                                                \
-                tile_scaled += b->x_tile;                                                          \
-            }                                                                                      \
-            x_scaled = tile_scaled;                                                                \
         }                                                                                          \
     }
-enum { MBI_AMX_X_GROUP = 16 * (MBI_GROUP + 8) };
 
 MBI_AMX_KERNEL void mbi_amx_int8_tiles(mbi_amx_groups *b) {
     static const MBI_ALIGN64 unsigned char zeros[64] = {0};
     MBI_ALIGN64 int32_t sums[8][256];
-    const unsigned char *w = b->w;
-    const unsigned char *tile = b->x; /* of the product */
-    const unsigned char *x = tile;
-    const unsigned char *tile_scaled = b->x;
-    const unsigned char *x_scaled = tile_scaled;
-    const float *scales = b->scales;
+    mbi_amx_step at = {b->x, b->x, 0, 0, 0}; /* of the product */
+    mbi_amx_step done = at;                  /* of the scaling */
     float *acc = b->acc;
     int steps = b->n * b->n_panels * b->n_tiles;
     int lines = b->ahead.left * 4 / steps + 1; /* to ask for at four steps */
-    int k = 0; /* group and panel of the product, then of the scaling */
-    int panel = 0;
-    int done = 0;
-    int panel_scaled = 0;
     int s;
     MBI_AMX_16(MBI_AMX_SUM)
     for (s = 0; s < steps + 6; s += 4) {
@@ -4065,10 +4068,10 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
     unsigned char *expanded = (unsigned char *)g->scratch;
     float *scales = (float *)(void *)(expanded + TILES * 1024);
     float *acc = scales + TILES * MBI_LANES;
-    int n_groups = (w->cols + MBI_GROUP - 1) / MBI_GROUP;
+    int n_groups = mbi_groups(w->cols);
     int n_blocks = (n_groups + MBI_AMX_GROUPS - 1) / MBI_AMX_GROUPS;
     int span = (n_groups + n_blocks - 1) / n_blocks;
-    size_t token = (size_t)n_groups * (MBI_GROUP + 8);
+    size_t token = (size_t)n_groups * MBI_INT8_TOKEN_BYTES;
     int p;
     for (p = p0; p < p1; p += MBI_AMX_PANELS) {
         mbi_amx_groups b;
@@ -4087,12 +4090,8 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
                             bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps());
         }
         for (k = 0; k < n_groups; k += span) {
-            int more = k + span < n_groups; /* of these panels; else the next ones */
-            int next = p + MBI_AMX_PANELS;
             b.n = mbi_min_int(span, n_groups - k);
-            b.ahead = MBI_I(mbi_ahead_of)(
-                w, more ? p : next, more ? b.n_panels : mbi_min_int(MBI_AMX_PANELS, p1 - next),
-                more ? k + span : 0, more ? mbi_min_int(span, n_groups - k - span) : span);
+            b.ahead = MBI_I(mbi_ahead_of)(w, p, MBI_AMX_PANELS, p1, k, span);
             for (i = 0; i < b.n_panels; i++) {
                 mbi_amx_int8_expand(w, p + i, k, b.n, expanded + i * b.n * 1024,
                                     scales + i * b.n * MBI_LANES);
@@ -4112,7 +4111,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
 /* Whole tiles, as many in equal parts as keep their activations in the second-level cache; what is
  * left takes the instructions of avx512vnni. */
 MBI_AMX_KERNEL void mbi_amx_int8(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    int token = (g->w->cols + MBI_GROUP - 1) / MBI_GROUP * (MBI_GROUP + 8); /* bytes */
+    int token = mbi_groups(g->w->cols) * MBI_INT8_TOKEN_BYTES;
     int n_tiles = (t1 - t0) / 16;
     int fit = mbi_min_int(1024 * 1024 / token, MBI_AMX_TOKENS) / 16;
     int most = fit > 4 ? fit : 4; /* tiles of a part */

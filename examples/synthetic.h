@@ -220,7 +220,7 @@ static void synthetic_fill_panel(const synthetic_tensor *s, unsigned char *at, i
 static void synthetic_fill_quantized(const synthetic_tensor *s, unsigned char *at, int n_rows,
                                      uint64_t seed) {
     size_t group = mbi_group_bytes((mamba_type)s->t.type);
-    int n_groups = (int)((s->t.cols + MBI_GROUP - 1) / MBI_GROUP);
+    int n_groups = mbi_groups((int)s->t.cols);
     int g;
     for (g = 0; g < n_groups; g++) {
         unsigned char *units = at + mbi_units_at(group, g);
