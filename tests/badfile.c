@@ -735,7 +735,8 @@ TEST(snapshots)
     CHECK_INT(mamba_state_save(s, good.data, good.bytes, NULL, NULL), MAMBA_OK);
     expect_snapshot(s, &good, 0, 1, 'm', MAMBA_ERR_FORMAT, "not a state snapshot");
     expect_snapshot(s, &good, 8, 4, 0, MAMBA_ERR_VERSION, "version");
-    expect_snapshot(s, &good, 8, 4, 2, MAMBA_ERR_VERSION, "version");
+    expect_snapshot(s, &good, 8, 4, 1, MAMBA_ERR_VERSION, "version");
+    expect_snapshot(s, &good, 8, 4, 3, MAMBA_ERR_VERSION, "version");
     expect_snapshot(s, &good, 12, 4, 0x04030201u, MAMBA_ERR_FORMAT, "byte order");
     expect_snapshot(s, &good, 16, 8, good.bytes + 4, MAMBA_ERR_FORMAT, "truncated");
     expect_snapshot(s, &good, 24, 8, 1, MAMBA_ERR_CHECK, "another model");

@@ -207,7 +207,8 @@ enum {
     D_CHANNEL = 16,
     GATE = 32,
     STATE = 64,
-    SLOW = 128
+    SLOW = 128,
+    FAST = 256 /* decays down to exp(-200) and 0 */
 };
 
 typedef struct {
@@ -226,7 +227,9 @@ static problem problem_of(const shape *f) {
     p.x = random_floats(p.n_y, 0, 1);
     p.dt = f->options & SOFTPLUS ? random_floats(T * H, -1, 3) : random_floats(T * H, 0.5, 0.5);
     p.bias = random_floats(H, -1, 1);
-    p.A = f->options & SLOW ? random_floats(H, -0.02, 0.019) : random_floats(H, -4, 3.9);
+    p.A = f->options & SLOW ? random_floats(H, -0.02, 0.019)
+          : f->options & FAST ? random_floats(H, -50, 49.9)
+                              : random_floats(H, -4, 3.9);
     p.B = random_floats(T * GN, 0, 1);
     p.C = random_floats(T * GN, 0, 1);
     p.D = random_floats(f->options & D_CHANNEL ? I : H, 0, 1);
@@ -333,6 +336,8 @@ static void shapes_here(void) {
                                    {257, 5, 7, 5, 1, GATE | D_CHANNEL | STATE},
                                    {100, 1, 1, 1, 1, SOFTPLUS},
                                    {90, 3, 80, 16, 1, LIMITS | STATE},
+                                   {150, 7, 32, 20, 1, SOFTPLUS | FAST | STATE},
+                                   {61, 5, 6, 16, 1, FAST | GATE | STATE},
                                    {40, 2, 3, 300, 2, SOFTPLUS | STATE}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         check_shape(&shapes[i]);
