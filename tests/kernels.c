@@ -189,7 +189,10 @@ static void product(const weights *w, const float *x, int n_tokens, const float 
             int t0 = mbi_split(n_tiles, n_cuts, i) * 16;
             int t1 = mbi_min_int(mbi_split(n_tiles, n_cuts, i + 1) * 16, n_tokens);
             if (t0 < t1) {
-                k->prepare(w->mat.type, x, w->mat.cols, n_tokens, t0, t1, prepared);
+                int n_groups = (w->mat.cols + 63) / 64;
+                int cut = i % 2 == 0 ? n_groups / 2 : n_groups; /* in one piece, or in two */
+                k->prepare(w->mat.type, x, w->mat.cols, n_tokens, t0, t1, cut, n_groups, prepared);
+                k->prepare(w->mat.type, x, w->mat.cols, n_tokens, t0, t1, 0, cut, prepared);
             }
         }
         g.x = prepared;
