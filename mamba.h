@@ -1324,13 +1324,11 @@ typedef struct mbi_scan_block {
  * and after a token whose absolute position is 15 modulo 16 g becomes P*g, which is h, or 0 if that
  * is below 2^-100.  x, z, y: [T][16].  f, w and P: with one_head, of token t at f[t*16] for all
  * lanes; else [T][16], those of the head of each lane.  g: [d_state][16].  D [16] or NULL, z NULL =
- * no gate.  y may be x.  B, C: 16 states `bc_block` floats after the 16 before, inside turned by
- * mbi_turn.  Each token's sum runs over ascending n in one accumulator, however many tokens are
- * worked on together. */
+ * no gate.  y may be x.  B, C: see mbi_turn.  Each token's sum runs over ascending n in one
+ * accumulator, however many tokens are worked on together. */
 typedef struct mbi_ssd_block {
     const float *x, *f, *w, *P, *z, *B, *C, *D;
     float *g, *y;
-    size_t bc_block;
     uint64_t position; /* of token 0 */
     int n_tokens, d_state, one_head;
 } mbi_ssd_block;
@@ -2264,26 +2262,23 @@ MBI_KERNEL void MBI_T(mbi_k_scan_block)(const mbi_scan_block *s) {
                             int settle) {                                                          \
         const vf tiny = V_SET1(7.888609052210118e-31f); /* 2^-100 */                               \
         size_t at = (size_t)t * MBI_LANES + (size_t)i;                                             \
-        size_t from = (size_t)start * MBI_LANES + (size_t)(t - start);                             \
+        size_t from = (size_t)start * (size_t)mbi_pad_int(s->d_state, MBI_LANES);                  \
+        const float *B = s->B + from + (t - start);                                                \
+        const float *C = s->C + from + (t - start);                                                \
+        float *to = s->g + i;                                                                      \
+        float *end = to + (size_t)s->d_state * MBI_LANES;                                          \
         vf d = s->D ? V_LOAD(s->D + i) : V_SET1(0.0f);                                             \
         vf P = MBI_SSD_OF(s->P, (N) - 1);                                                          \
-        int b;                                                                                     \
         EACH(MBI_SSD_LOAD)                                                                         \
         FACTORS                                                                                    \
-        for (b = 0; b < s->d_state; b += MBI_LANES) {                                              \
-            const float *B = s->B + (size_t)(b / MBI_LANES) * s->bc_block + from;                  \
-            const float *C = s->C + (size_t)(b / MBI_LANES) * s->bc_block + from;                  \
-            float *to = s->g + (size_t)b * MBI_LANES + (size_t)i;                                  \
-            float *end = to + mbi_min_int(MBI_LANES, s->d_state - b) * MBI_LANES;                  \
-            for (; to != end; to += MBI_LANES, B += width, C += width) {                           \
-                vf g = V_LOAD(to);                                                                 \
-                EACH(STEP)                                                                         \
-                if (settle) {                                                                      \
-                    g = V_MUL(P, g);                                                               \
-                    g = V_GT_SELECT(V_ABS(g), tiny, g, V_SET1(0.0f));                              \
-                }                                                                                  \
-                V_STORE(to, g);                                                                    \
+        for (; to != end; to += MBI_LANES, B += width, C += width) {                               \
+            vf g = V_LOAD(to);                                                                     \
+            EACH(STEP)                                                                             \
+            if (settle) {                                                                          \
+                g = V_MUL(P, g);                                                                   \
+                g = V_GT_SELECT(V_ABS(g), tiny, g, V_SET1(0.0f));                                  \
             }                                                                                      \
+            V_STORE(to, g);                                                                        \
         }                                                                                          \
         EACH(MBI_SSD_STORE)                                                                        \
     }
@@ -6948,16 +6943,18 @@ static size_t mbi_mamba2_state(const mbi_layer *l) {
            (size_t)mbi_pad_int(m->n_heads, MBI_LANES);
 }
 
-/* [z0 | z | x0 | x | B | C], dt, exp(dt A) and its products, blocked. */
+/* [z0 | z | x0 | x | B | C], dt, exp(dt A) and its products, blocked; B and C turned. */
 static size_t mbi_mamba2_scratch(const mbi_layer *l, int n_tokens) {
     const mbi_mamba2 *m = &l->u.mamba2;
-    return (size_t)(m->in_proj.n_panels + 3 * m->dt_in.n_panels) * MBI_LANES * (size_t)n_tokens;
+    int blocks = m->in_proj.n_panels + 3 * m->dt_in.n_panels + 2 * m->n_bc / MBI_LANES;
+    return (size_t)blocks * MBI_LANES * (size_t)n_tokens;
 }
 
 typedef struct mbi_mamba2_job {
     mbi_ctx *ctx;
     const mbi_mamba2 *m;
     float *z, *x, *bc;    /* blocked (width, T); B then C (n_bc, T) each */
+    float *turned;        /* B then C, each group as mbi_turn leaves it */
     float *dt, *a, *P;    /* blocked (n_heads, T): time step, decay; then see mbi_ssd_block */
     const void *u;        /* input prepared for dt_in */
     float *conv_state, *h;
@@ -6978,20 +6975,22 @@ static void mbi_mamba2_conv(const mbi_mamba2_job *j, int block, float *x) {
                     j->ctx->n_tokens, j->conv_state + c, (size_t)(m->width + 2 * m->n_bc), x);
 }
 
-/* [T][16] in place to [16][width] for each such run of `width` tokens: neighbouring tokens side by
- * side, where a Zen 5 core reads them a sixth faster than 64 bytes apart. */
-static void mbi_turn(float *x, uint64_t position, int n_tokens) {
-    float in[16 * MBI_LANES];
-    int t;
+/* Block b of 16 states of B or C, [T][16], into its place in `out`, where every such run of `width`
+ * tokens from `start` on has its `states` states together, tokens side by side:
+ * out[start*states + n*width + t - start].  A Zen 5 core reads that a sixth faster than tokens 64 bytes
+ * apart, and a run lies in the first-level cache, where 16 blocks a power of two apart would not. */
+static void mbi_turn(const float *x, int b, int states, uint64_t position, int n_tokens, float *out) {
+    int start;
     int width;
-    for (t = 0; t < n_tokens; t += width, x += width * MBI_LANES) {
+    for (start = 0; start < n_tokens; start += width, x += width * MBI_LANES) {
+        float *to;
         int i;
         int k;
-        width = mbi_up_to_16(position, t, n_tokens);
-        memcpy(in, x, (size_t)width * MBI_LANES * sizeof(float));
+        width = mbi_up_to_16(position, start, n_tokens);
+        to = out + (size_t)start * (size_t)states + (size_t)(b * MBI_LANES * width);
         for (i = 0; i < MBI_LANES; i++) {
             for (k = 0; k < width; k++) {
-                x[i * width + k] = in[k * MBI_LANES + i];
+                to[i * width + k] = x[k * MBI_LANES + i];
             }
         }
     }
@@ -7010,11 +7009,14 @@ static void mbi_mamba2_steps(const mbi_mamba2_job *j, int b, const float *bias) 
     }
 }
 
-/* Block b of convolved B and C as the recurrence or the chunked form takes them. */
+/* Block b of convolved B and C, likewise. */
 static void mbi_mamba2_turn(const mbi_mamba2_job *j, int b) {
+    size_t T = (size_t)j->ctx->n_tokens;
+    int states = mbi_pad_int(j->m->d_state, MBI_LANES);
+    int n = states / MBI_LANES; /* blocks of a group */
     if (j->chunk == 0) {
-        mbi_turn(j->bc + (size_t)b * (size_t)j->ctx->n_tokens * MBI_LANES, j->ctx->position,
-                 j->ctx->n_tokens);
+        mbi_turn(j->bc + (size_t)b * T * MBI_LANES, b % n, states, j->ctx->position, (int)T,
+                 j->turned + (size_t)(b / n) * (size_t)states * T);
     }
 }
 
@@ -7100,8 +7102,7 @@ static void mbi_mamba2_scan_task(void *arg, int i) {
     int b = mbi_split(m->width / MBI_LANES, j->n_tasks, i);
     int end = mbi_split(m->width / MBI_LANES, j->n_tasks, i + 1);
     for (; b < end; b++) {
-        int g = b * MBI_LANES / m->group_width;
-        int bc = g * mbi_pad_int(m->d_state, MBI_LANES) / MBI_LANES;
+        size_t g = (size_t)(b * MBI_LANES / m->group_width);
         int head = mbi_mamba2_head(m, b, 0);
         mbi_ssd_block s;
         s.x = s.y = j->x + (size_t)b * block;
@@ -7118,11 +7119,10 @@ static void mbi_mamba2_scan_task(void *arg, int i) {
             s.P = mbi_mamba2_expand(m, ctx->n_tokens, b, j->P, lanes + 2 * block);
         }
         s.z = (m->has_norm && m->norm_first) || !j->z ? NULL : j->z + (size_t)b * block;
-        s.B = j->bc + (size_t)bc * block;
-        s.C = s.B + (size_t)(m->n_bc / MBI_LANES) * block;
+        s.B = j->turned + g * (size_t)mbi_pad_int(m->d_state, MBI_LANES) * (size_t)ctx->n_tokens;
+        s.C = s.B + (size_t)m->n_bc * (size_t)ctx->n_tokens;
         s.D = m->D + b * MBI_LANES;
         s.g = j->h + (size_t)b * (size_t)m->d_state * MBI_LANES;
-        s.bc_block = block;
         s.position = ctx->position;
         s.n_tokens = ctx->n_tokens;
         s.d_state = m->d_state;
@@ -7529,6 +7529,7 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.dt = ctx->scratch + (size_t)m->in_proj.n_panels * block;
     j.a = j.dt + (size_t)m->dt_in.n_panels * block;
     j.P = j.a + (size_t)m->dt_in.n_panels * block;
+    j.turned = j.P + (size_t)m->dt_in.n_panels * block;
     j.conv_state = state;
     j.h = state + (size_t)(m->d_conv - 1) * (size_t)(m->width + 2 * m->n_bc);
     j.last = j.h + (size_t)m->width * (size_t)m->d_state;
@@ -10956,6 +10957,7 @@ static void mbi_op_ssd_layout(mbi_op_ssd *o, mbi_arena *a, int slab) {
     o->job.x = (float *)mbi_arena_take(a, width * T, 4);
     o->job.z = o->s->z ? (float *)mbi_arena_take(a, width * T, 4) : NULL;
     o->job.bc = (float *)mbi_arena_take(a, 2 * (uint64_t)m->n_bc * T, 4);
+    o->job.turned = (float *)mbi_arena_take(a, 2 * (uint64_t)m->n_bc * T, 4);
     o->job.dt = (float *)mbi_arena_take(a, heads * T, 4);
     o->job.a = (float *)mbi_arena_take(a, heads * T, 4);
     o->job.P = (float *)mbi_arena_take(a, heads * T, 4);
