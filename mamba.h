@@ -109,7 +109,7 @@
  *   @@kernels        The mathematics of each kernel, once, in the vocabulary above
  *   @@kernels_int8   Products of q8 and q4 weights by integer dot instructions
  *   @@kernels_amx    Products by AMX matrix tiles
- *   @@kernels_bf16   Products of bf16 weights by NEON matrix instructions
+ *   @@kernels_bf16   Products of bf16 weights by AVX-512 and NEON bf16 instructions
  *   @@kernel_table   The tables of this pass
  *   @@dispatch       The list of targets and the choice among them
  *   @@format         The .mamba file, byte by byte
@@ -240,8 +240,10 @@ typedef struct mamba_log {
 /* ------------------------------------------------------------------------------------------------
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
-/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512vnni", "amx",
- * "neon", "neondot", "neoni8mm", "neonbf16", "wasm". */
+/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512bf16", "avx512vnni",
+ * "amx", "neon", "neondot", "neoni8mm", "neonbf16", "wasm".  avx512bf16 is avx512vnni but for bf16
+ * weights: it rounds what they are multiplied with to bf16, for which prompts are up to 1.7 times as
+ * fast on CPUs with quick bf16 products (Zen 4, Zen 5); only used if asked for. */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -721,12 +723,12 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #else
 #define MBI_BUILD_AVX512VNNI 0
 #endif
-#if MBI_BUILD_AVX512 && (MBI_GCC >= 11 || MBI_CLANG >= 14) && !defined(MAMBA_NO_AVX512BF16)
+#if MBI_BUILD_AVX512VNNI && (MBI_GCC >= 11 || MBI_CLANG >= 14) && !defined(MAMBA_NO_AVX512BF16)
 #define MBI_BUILD_AVX512BF16 1
 #else
 #define MBI_BUILD_AVX512BF16 0
 #endif
-#if MBI_BUILD_AVX512BF16 && MBI_BUILD_AVX512VNNI && MBI_OS_LINUX &&                                \
+#if MBI_BUILD_AVX512BF16 && MBI_OS_LINUX &&                                                         \
     (MBI_GCC >= 12 || MBI_CLANG >= 14) && !defined(MAMBA_NO_AMX)
 #define MBI_BUILD_AMX 1
 #else
@@ -1245,9 +1247,9 @@ static uint32_t mbi_cpu_features(void) {
         (b7 >> 31 & 1)) { /* F, DQ, BW, VL */
         f |= 1u << MBI_CPU_AVX512;
         f |= (uint32_t)(c7 >> 11 & 1) << MBI_CPU_AVX512VNNI;
-        f |= (uint32_t)(a71 >> 5 & 1) << MBI_CPU_AVX512BF16;
+        f |= (uint32_t)(a71 >> 5 & c7 >> 11 & 1) << MBI_CPU_AVX512BF16; /* and VNNI */
 #if MBI_BUILD_AMX
-        if ((f >> MBI_CPU_AVX512BF16 & f >> MBI_CPU_AVX512VNNI & 1) && (d7 >> 23 & 1) &&
+        if ((f >> MBI_CPU_AVX512BF16 & 1) && (d7 >> 23 & 1) &&
             (d7 >> 22 & 1) && (d7 >> 24 & 1) && (d7 >> 25 & 1) && (os & 0x60000) == 0x60000 &&
             mbi_request_amx()) {
             f |= 1u << MBI_CPU_AMX;
@@ -4323,9 +4325,11 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
 #undef MBI_INT8_EACH
 
 /* ------------------------------------------------------------------------------------------------
- * @@kernels_bf16   Products of bf16 weights by NEON matrix instructions                  (private)
+ * @@kernels_bf16   Products of bf16 weights by AVX-512 and NEON bf16 instructions        (private)
  *
- * Activations are split into x = hi + lo, each rounded to bf16.  bfmmla adds to a 2x2 tile of sums
+ * AVX-512: see mbi_k_prepared_bytes_avx512bf16.
+ *
+ * NEON: activations are split into x = hi + lo, each rounded to bf16.  bfmmla adds to a 2x2 tile of sums
  * the product of 2 rows x 4 columns of weights and 4 columns x 2 vectors; the two vectors are hi
  * and lo of one token, so every token is worked on alike, alone or among others, and an output has
  * two accumulators:
@@ -4501,6 +4505,142 @@ MBI_BF16_FN void mbi_k_gemm_neonbf16(const mbi_gemm *g, int p0, int p1, int t0, 
 #undef MBI_BF16_FN
 #endif /* MBI_NEON && MBI_BUILD_NEON_BF16 */
 
+#if MBI_PASS == MBI_AVX512 && MBI_BUILD_AVX512BF16
+/* vdpbf16ps: 16 sums += 2 columns of 16 rows * 2 activations.  Those are rounded to bf16, 2^-8 relative
+ * to each product; each sum runs over ascending columns in one accumulator.  Denormals count as 0.
+ * Other types are avx512vnni's.
+ *
+ * Prepared activations: blocked as floats are, 2 bytes each. */
+#define MBI_BF16_KERNEL                                                                            \
+    static MBI_NOINLINE __attribute__((                                                            \
+        target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")))
+
+static size_t mbi_k_prepared_bytes_avx512bf16(mamba_type type, int n, int n_tokens) {
+    return type != MAMBA_BF16 ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
+                              : (size_t)mbi_pad_int(n, MBI_LANES) * (size_t)n_tokens * 2;
+}
+
+MBI_BF16_KERNEL void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, int n, int n_tokens,
+                                              int t0, int t1, int g0, int g1, void *out) {
+    size_t block = (size_t)n_tokens * MBI_LANES;
+    int end = mbi_min_int(4 * g1, (n + MBI_LANES - 1) / MBI_LANES);
+    int b;
+    int t;
+    if (type != MAMBA_BF16) {
+        MBI_I(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, g0, g1, out);
+        return;
+    }
+    for (b = 4 * g0; b < end; b++) {
+        for (t = t0; t < t1; t++) {
+            size_t at = (size_t)b * block + (size_t)t * MBI_LANES;
+            _mm256_storeu_si256((__m256i *)(void *)((unsigned char *)out + 2 * at),
+                                (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + at)));
+        }
+    }
+}
+
+/* One register block of V panels, `stride` bytes apart, and N tokens over 16*n_blocks columns:
+ * acc[t][16 rows of each panel] += w * x.  x_block bytes from one block of columns of x to the next. */
+#define MBI_BF16_V1(X, t) X(0, t)
+#define MBI_BF16_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
+#define MBI_BF16_N1(V, X) X(V, 0)
+#define MBI_BF16_N6(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3) X(V, 4) X(V, 5)
+#define MBI_BF16_IN(v, t) __m512 a##v##_##t = _mm512_loadu_ps(acc + (t) * width + (v) * 16);
+#define MBI_BF16_OUT(v, t) _mm512_storeu_ps(acc + (t) * width + (v) * 16, a##v##_##t);
+#define MBI_BF16_W(v, t)                                                                           \
+    __m512bh w##v = (__m512bh)_mm512_loadu_si512(w + (size_t)(v) * stride + 64 * c);
+#define MBI_BF16_ADD(v, t) a##v##_##t = _mm512_dpbf16_ps(a##v##_##t, w##v, xt);
+#define MBI_BF16_LOAD(V, t) V(MBI_BF16_IN, t)
+#define MBI_BF16_STORE(V, t) V(MBI_BF16_OUT, t)
+#define MBI_BF16_TOKEN(V, t)                                                                       \
+    xt = (__m512bh)_mm512_set1_epi32((int)mbi_load_u32(x + 32 * (t) + 4 * c));                     \
+    V(MBI_BF16_ADD, t)
+#define MBI_BF16_BLOCK(name, V, N)                                                                 \
+    MBI_BF16_KERNEL void name(const unsigned char *w, size_t stride, const unsigned char *x,       \
+                              size_t x_block, int n_blocks, float *acc, int width) {               \
+        N(V, MBI_BF16_LOAD)                                                                        \
+        for (; n_blocks > 0; n_blocks--, w += 512, x += x_block) {                                 \
+            int c;                                                                                 \
+            for (c = 0; c < 8; c++) {                                                              \
+                __m512bh xt;                                                                       \
+                V(MBI_BF16_W, 0)                                                                   \
+                N(V, MBI_BF16_TOKEN)                                                               \
+            }                                                                                      \
+        }                                                                                          \
+        N(V, MBI_BF16_STORE)                                                                       \
+    }
+MBI_BF16_BLOCK(mbi_bf16_4x6, MBI_BF16_V4, MBI_BF16_N6)
+MBI_BF16_BLOCK(mbi_bf16_4x1, MBI_BF16_V4, MBI_BF16_N1)
+MBI_BF16_BLOCK(mbi_bf16_1x6, MBI_BF16_V1, MBI_BF16_N6)
+MBI_BF16_BLOCK(mbi_bf16_1x1, MBI_BF16_V1, MBI_BF16_N1)
+#undef MBI_BF16_V1
+#undef MBI_BF16_V4
+#undef MBI_BF16_N1
+#undef MBI_BF16_N6
+#undef MBI_BF16_IN
+#undef MBI_BF16_OUT
+#undef MBI_BF16_W
+#undef MBI_BF16_ADD
+#undef MBI_BF16_LOAD
+#undef MBI_BF16_STORE
+#undef MBI_BF16_TOKEN
+#undef MBI_BF16_BLOCK
+
+/* Four panels, then single ones; 256 columns of them at a time (32 KiB: the first-level cache) for
+ * all tokens, straight from the file.  Sums wait in the scratch from one block of columns to the
+ * next. */
+MBI_BF16_KERNEL void mbi_k_gemm_avx512bf16(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { GROUP = 4, COLUMNS = 16, MAX_T = 512 };
+    const mbi_mat *w = g->w;
+    float *acc = (float *)g->scratch; /* [token][width] */
+    size_t x_block = (size_t)g->n_tokens * 32;
+    int n_blocks = (w->cols + 15) / 16;
+    int start;
+    int p;
+    int step;
+    if (w->type != MAMBA_BF16) {
+        MBI_I(mbi_k_gemm)(g, p0, p1, t0, t1);
+        return;
+    }
+    for (start = t0; start < t1; start += MAX_T) {
+        int n = mbi_min_int(MAX_T, t1 - start);
+        for (p = p0; p < p1; p += step) {
+            const unsigned char *data = w->data + (size_t)p * w->panel_bytes;
+            int width;
+            int b;
+            int i;
+            int t;
+            step = p1 - p >= GROUP ? GROUP : 1;
+            width = step * MBI_LANES;
+            for (i = 0; i < width; i += MBI_LANES) {
+                vf first = g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f);
+                for (t = 0; t < n; t++) {
+                    V_STORE(acc + t * width + i, first);
+                }
+            }
+            for (b = 0; b < n_blocks; b += COLUMNS) {
+                int count = mbi_min_int(COLUMNS, n_blocks - b);
+                for (t = 0; t < n;) {
+                    int six = n - t >= 6;
+                    (step == GROUP ? six ? mbi_bf16_4x6 : mbi_bf16_4x1
+                     : six         ? mbi_bf16_1x6
+                                   : mbi_bf16_1x1)(
+                        data + (size_t)b * 512, (size_t)w->panel_bytes,
+                        (const unsigned char *)g->x + (size_t)b * x_block +
+                            (size_t)(start + t) * 32,
+                        x_block, count, acc + t * width, width);
+                    t += six ? 6 : 1;
+                }
+            }
+            for (i = 0; i < step; i++) {
+                MBI_T(mbi_gemm_finish)(g, p + i, start, n, acc + i * MBI_LANES, width);
+            }
+        }
+    }
+}
+#undef MBI_BF16_KERNEL
+#endif /* MBI_AVX512 && MBI_BUILD_AVX512BF16 */
+
 /* ------------------------------------------------------------------------------------------------
  * @@kernel_table   The tables of this pass                                               (private)
  * ---------------------------------------------------------------------------------------------- */
@@ -4515,6 +4655,12 @@ static const mamba_target mbi_target_wasm = {"wasm", -1, {MBI_KERNEL_LIST(MBI_X)
 static const mamba_target mbi_target_avx2 = {"avx2", MBI_CPU_AVX2, {MBI_KERNEL_LIST(MBI_X)}};
 #elif MBI_PASS == MBI_AVX512
 static const mamba_target mbi_target_avx512 = {"avx512", MBI_CPU_AVX512, {MBI_KERNEL_LIST(MBI_X)}};
+#if MBI_BUILD_AVX512BF16
+#define MBI_OWN(type, name, args) mbi_k_##name##_avx512bf16,
+static const mamba_target mbi_target_avx512bf16 = {
+    "avx512bf16", MBI_CPU_AVX512BF16, {MBI_PRODUCT_LIST(MBI_OWN) MBI_REST_LIST(MBI_X)}};
+#undef MBI_OWN
+#endif
 #if MBI_BUILD_AMX
 #define MBI_OWN(type, name, args) mbi_k_##name##_amx,
 static const mamba_target mbi_target_amx = {
@@ -4645,6 +4791,9 @@ static const mamba_target *mbi_target_at(int i) {
 #endif
 #if MBI_BUILD_AVX512
         &mbi_target_avx512,
+#endif
+#if MBI_BUILD_AVX512BF16
+        &mbi_target_avx512bf16,
 #endif
 #if MBI_BUILD_AVX512VNNI
         &mbi_target_avx512vnni,

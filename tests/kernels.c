@@ -218,9 +218,12 @@ static void product(const weights *w, const float *x, int n_tokens, const float 
 static double product_bound(mamba_type type, int cols, double sum, double group) {
     const char *name = target->name;
     double bound = (cols + 8) * ldexp(sum, -24);
-    if (strcmp(name, "amx") == 0 && (type == MAMBA_BF16 || type == MAMBA_F16)) {
+    if (strcmp(name, "avx512bf16") == 0 && type == MAMBA_BF16) {
+        bound += ldexp(sum, -8) * 1.01 + 1e-30; /* products of denormals count as 0 */
+    } else if (strcmp(name, "amx") == 0 && (type == MAMBA_BF16 || type == MAMBA_F16)) {
         bound += ldexp(sum, -15) + 1e-30; /* products of denormals count as 0 */
-    } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "neondot") == 0 ||
+    } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "avx512bf16") == 0 ||
+                strcmp(name, "neondot") == 0 ||
                 strcmp(name, "neoni8mm") == 0 || strcmp(name, "neonbf16") == 0 ||
                 strcmp(name, "avx2int8") == 0 || strcmp(name, "amx") == 0) &&
                type >= MAMBA_Q8) {
