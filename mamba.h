@@ -240,10 +240,10 @@ typedef struct mamba_log {
 /* ------------------------------------------------------------------------------------------------
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
-/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512bf16", "avx512vnni",
- * "amx", "neon", "neondot", "neoni8mm", "neonbf16", "wasm".  avx512bf16 is avx512vnni but for bf16
- * weights: it rounds what they are multiplied with to bf16, for which prompts are up to 1.7 times as
- * fast on CPUs with quick bf16 products (Zen 4, Zen 5); only used if asked for. */
+/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512bf16",
+ * "avx512vnni", "amx", "neon", "neondot", "neoni8mm", "neonbf16", "wasm".  avx512bf16 is avx512vnni
+ * but for bf16 weights: it rounds what they are multiplied with to bf16, which makes prompts up to
+ * 1.7 times as fast on CPUs with quick bf16 products (Zen 5); it is only used if asked for. */
 typedef struct mamba_target mamba_target;
 
 /* The targets compiled in, in rising order of preference; NULL past the last.  Threads: any. */
@@ -728,8 +728,8 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #else
 #define MBI_BUILD_AVX512BF16 0
 #endif
-#if MBI_BUILD_AVX512BF16 && MBI_OS_LINUX &&                                                         \
-    (MBI_GCC >= 12 || MBI_CLANG >= 14) && !defined(MAMBA_NO_AMX)
+#if MBI_BUILD_AVX512BF16 && MBI_OS_LINUX && (MBI_GCC >= 12 || MBI_CLANG >= 14) &&                  \
+    !defined(MAMBA_NO_AMX)
 #define MBI_BUILD_AMX 1
 #else
 #define MBI_BUILD_AMX 0
@@ -1301,7 +1301,7 @@ typedef struct mbi_gemm {
     void *scratch;     /* MBI_GEMM_SCRATCH bytes, 64-aligned, one per concurrent call */
 } mbi_gemm;
 
-enum { MBI_GEMM_SCRATCH = 512 * 1024, MBI_TASK_BLOCKS = 4 };
+enum { MBI_GEMM_SCRATCH = 512 * 1024, MBI_TASK_BLOCKS = 4 /* [T][16], behind that scratch */ };
 
 /* One block of 16 channels of a Mamba-1 scan over T tokens:
  *   h[n] = exp(dt[t]*A[n]) * h[n] + (dt[t]*x[t]) * B[t][n]
@@ -2026,8 +2026,9 @@ MBI_KERNEL void MBI_T(mbi_k_softplus)(const float *x, const float *bias, float *
     }
 }
 
-/* Per token 16 partial sums over the channel blocks, then a fixed tree.  16 tokens at a time: blocks lie
- * far apart, and each brings a kilobyte; the next tokens are asked for while these are written. */
+/* Per token 16 partial sums over the channel blocks, then a fixed tree.  16 tokens at a time: blocks
+ * lie far apart, and each brings a kilobyte; the next tokens are asked for while these are
+ * written. */
 MBI_KERNEL void MBI_T(mbi_k_rmsnorm)(const float *x, const float *w, float eps, int n, int n_tokens,
                                      int t0, int t1, float *y) {
     enum { TILE = 16 };
@@ -2911,6 +2912,8 @@ MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bi
 #define I_MAX(v) _mm512_reduce_max_ps(v)
 #define I_PACK(p, v) _mm_storeu_si128((__m128i *)(void *)(p), _mm512_cvtepi32_epi8(v))
 #define I_ADD(a, b) _mm512_add_epi32((a), (b))
+/* The signed byte of each lane, plus 128. */
+#define I_CODE(v) _mm512_ternarylogic_epi32((v), I_SET1(255), I_SET1(128), 0x6a /* a & b ^ c */)
 #define I_SUM(v) _mm512_reduce_add_epi32(v)
 /* Register blocking: vectors and tokens of a tile; the vectors of a panel. */
 #define I_TILE_V MBI_V2
@@ -3036,8 +3039,7 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
     uint32_t correction = 0;
     int i;
 #if MBI_INT8_BIAS
-    /* takes the bits of 1.5*2^23 off, modulo 2^32 */
-    vi sum = I_SET1((int)(0u - (unsigned)(MBI_GROUP / V_LANES) * 0x4b400000u));
+    vi sum = I_SET1(-MBI_GROUP / V_LANES * 128);
 #endif
     for (i = 0; i < MBI_GROUP; i += V_LANES) {
         vf in = i / MBI_LANES < n_blocks
@@ -3054,7 +3056,7 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
         vi bits = I_BITS(V_FMA(V_LOAD(v + i), inverse, V_SET1(12582912.0f)));
         I_PACK(q + i, bits);
 #if MBI_INT8_BIAS
-        sum = I_ADD(sum, bits);
+        sum = I_ADD(sum, I_CODE(bits)); /* whatever a NaN became counts as that byte */
 #endif
     }
 #if MBI_INT8_BIAS
@@ -3068,8 +3070,8 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
 /* 16 values each of four tokens to one in the four lanes of each, by OP. */
 #define MBI_INT8_FOLD(out, OP, a, b, c, d)                                                         \
     {                                                                                              \
-        __m512 ab = OP(_mm512_shuffle_f32x4((a), (b), 0x44), _mm512_shuffle_f32x4((a), (b), 0xee)); \
-        __m512 cd = OP(_mm512_shuffle_f32x4((c), (d), 0x44), _mm512_shuffle_f32x4((c), (d), 0xee)); \
+        __m512 ab = OP(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));        \
+        __m512 cd = OP(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));        \
         (out) = OP(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));        \
         (out) = OP((out), _mm512_permute_ps((out), 0x4e));                                         \
         (out) = OP((out), _mm512_permute_ps((out), 0xb1));                                         \
@@ -3085,10 +3087,14 @@ MBI_FN void MBI_I(mbi_int8_group)(const float *x, size_t block, int n_blocks, un
     __m512 b##t = MBI_INT8_BLOCK(t, 1);                                                            \
     __m512 c##t = MBI_INT8_BLOCK(t, 2);                                                            \
     __m512 d##t = MBI_INT8_BLOCK(t, 3);                                                            \
-    __m512 s##t = V_MAX(V_MAX(V_ABS(a##t), V_ABS(b##t)), V_MAX(V_ABS(c##t), V_ABS(d##t)));
+    __m512 s##t = V_MAX(V_ABS(a##t), V_SET1(0.0f)); /* as for one token: NaNs count as 0 */        \
+    s##t = V_MAX(V_ABS(b##t), s##t);                                                               \
+    s##t = V_MAX(V_ABS(c##t), s##t);                                                               \
+    s##t = V_MAX(V_ABS(d##t), s##t);
 #define MBI_INT8_CODE(v, mine, at)                                                                 \
     v = V_FMA(v, mine, V_SET1(12582912.0f));                                                       \
-    I_PACK(q + (at), I_BITS(v));
+    I_PACK(q + (at), I_BITS(v));                                                                   \
+    v = _mm512_castsi512_ps(I_CODE(I_BITS(v)));
 #define MBI_INT8_CODES_OF(t)                                                                       \
     {                                                                                              \
         __m512 mine = _mm512_shuffle_f32x4(inverse, inverse, 0x55 * (t));                          \
@@ -3111,7 +3117,7 @@ MBI_FN void MBI_I(mbi_int8_group4)(const float *x, size_t block, int n_blocks, u
     inverse = V_GT_SELECT(most, V_SET1(0.0f), inverse, V_SET1(0.0f));
     MBI_INT8_FOUR(MBI_INT8_CODES_OF)
     MBI_INT8_FOLD(sums, MBI_INT8_ADD, s0, s1, s2, s3)
-    fix = _mm512_sub_epi32(I_BITS(sums), I_SET1((int)(MBI_GROUP * 0x4b400000u)));
+    fix = _mm512_sub_epi32(I_BITS(sums), I_SET1(MBI_GROUP * 128));
     fix = _mm512_mullo_epi32(fix, I_SET1(-MBI_INT8_BIAS));
     most = _mm512_unpacklo_ps(V_DIV(most, V_SET1(127.0f)), _mm512_castsi512_ps(fix));
     fix = _mm512_permutexvar_epi64(pairs, I_BITS(most));
@@ -3723,7 +3729,7 @@ MBI_AMX_KERNEL void mbi_k_prepare_amx(mamba_type type, const float *x, int n, in
         mbi_amx_prepare_int8(x, n, n_tokens, t0, t1, g0, g1, (unsigned char *)out);
         return;
     }
-    for (k = 2 * g0; k < mbi_min_int(2 * g1, s.steps); k++) { /* outside: x is read in address order */
+    for (k = 2 * g0; k < mbi_min_int(2 * g1, s.steps); k++) { /* outside: x in address order */
         for (tile = t0 / 16; tile * 16 < t1; tile++) {
             char *o = (char *)out + mbi_amx_at(&s, tile, k);
             for (r = 0; r < s.rows; r++, o += 64) {
@@ -4076,11 +4082,12 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
  *
  * Why the order below (Sapphire Rapids, variants of this code interleaved over the four matrices of
  * 130m and 1.4b): the activations of four groups stay in tiles while eight panels pass, 910 GOP/s
- * for 1.4b's in_proj where loading them for every product gives 860, as a stream past the first-level
- * cache 770 to 820; four products and then four scalings in one go 800.  A tilezero makes the product
- * behind it wait for all before it, so sums start from a load of zeros; a sum is stored when its tile
- * is needed again, two products later, and scaled a panel later: later still is slower, not faster.
- * Little of it overlaps: without the scaling 1190, without the loads of weights 1090, of zeros 970. */
+ * for 1.4b's in_proj where loading them for every product gives 860, as a stream past the
+ * first-level cache 770 to 820; two products and then two scalings at a time 800.  A tilezero makes
+ * the product behind it wait for all before it, so sums start from a load of zeros; a sum is stored
+ * when its tile is needed again, two products later, and scaled a panel later: later still is
+ * slower, not faster.  Little of it overlaps: without the scaling 1190, without the loads of
+ * weights 1090, of zeros 970. */
 enum {
     MBI_AMX_PANELS = 8, /* of a block of weights: 32 KiB */
     MBI_AMX_GROUPS = 4,
@@ -4329,10 +4336,10 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
  *
  * AVX-512: see mbi_k_prepared_bytes_avx512bf16.
  *
- * NEON: activations are split into x = hi + lo, each rounded to bf16.  bfmmla adds to a 2x2 tile of sums
- * the product of 2 rows x 4 columns of weights and 4 columns x 2 vectors; the two vectors are hi
- * and lo of one token, so every token is worked on alike, alone or among others, and an output has
- * two accumulators:
+ * NEON: activations are split into x = hi + lo, each rounded to bf16.  bfmmla adds to a 2x2 tile of
+ * sums the product of 2 rows x 4 columns of weights and 4 columns x 2 vectors; the two vectors are
+ * hi and lo of one token, so every token is worked on alike, alone or among others, and an output
+ * has two accumulators:
  *   y = (bias + sum_k w[k]*hi[k]) + sum_k w[k]*lo[k]
  * Columns ascend in steps of 4, acc = (acc + (p0 + p1)) + (p2 + p3).  The products p are exact,
  * sums are rounded to odd (off by less than a unit in the last place, not half of one) and
@@ -4365,7 +4372,7 @@ MBI_BF16_FN void mbi_k_prepare_neonbf16(mamba_type type, const float *x, int n, 
         MBI_I(mbi_k_prepare)(type, x, n, n_tokens, t0, t1, g0, g1, out);
         return;
     }
-    for (b = 4 * g0; b < mbi_min_int(4 * g1, n_blocks); b++) { /* outside: x is read in address order */
+    for (b = 4 * g0; b < mbi_min_int(4 * g1, n_blocks); b++) { /* outside: x in address order */
         for (t = t0; t < t1; t += 16) {
             int n_rows = mbi_min_int(16, n_tokens - t);
             const float *in = x + (size_t)b * block + (size_t)t * MBI_LANES;
@@ -4506,9 +4513,9 @@ MBI_BF16_FN void mbi_k_gemm_neonbf16(const mbi_gemm *g, int p0, int p1, int t0, 
 #endif /* MBI_NEON && MBI_BUILD_NEON_BF16 */
 
 #if MBI_PASS == MBI_AVX512 && MBI_BUILD_AVX512BF16
-/* vdpbf16ps: 16 sums += 2 columns of 16 rows * 2 activations.  Those are rounded to bf16, 2^-8 relative
- * to each product; each sum runs over ascending columns in one accumulator.  Denormals count as 0.
- * Other types are avx512vnni's.
+/* vdpbf16ps: 16 sums += 2 columns of 16 rows * 2 activations.  Those are rounded to bf16, at most
+ * 2^-8 of each product; each sum runs over ascending columns in one accumulator.  Denormals count
+ * as 0.  Other types are avx512vnni's.
  *
  * Prepared activations: blocked as floats are, 2 bytes each. */
 #define MBI_BF16_KERNEL                                                                            \
@@ -4540,7 +4547,8 @@ MBI_BF16_KERNEL void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, i
 }
 
 /* One register block of V panels, `stride` bytes apart, and N tokens over 16*n_blocks columns:
- * acc[t][16 rows of each panel] += w * x.  x_block bytes from one block of columns of x to the next. */
+ * acc[t][16 rows of each panel] += w * x.  x_block bytes from one block of columns of x to the
+ * next. */
 #define MBI_BF16_V1(X, t) X(0, t)
 #define MBI_BF16_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
 #define MBI_BF16_N1(V, X) X(V, 0)
@@ -4744,6 +4752,7 @@ static const mamba_target mbi_target_neonbf16 = {
 #undef I_MAX
 #undef I_PACK
 #undef I_ADD
+#undef I_CODE
 #undef I_SUM
 #undef I_TILE_V
 #undef I_TILE_NV
@@ -6594,7 +6603,8 @@ typedef struct mbi_mamba1_job {
 } mbi_mamba1_job;
 
 /* If whole groups of 64 channels go round evenly, tasks take those and prepare what they made while
- * it is near: that saves x_proj and out_proj a pass over memory, and two parallel regions a layer. */
+ * it is near: that saves x_proj and out_proj a pass over memory, and two parallel regions a
+ * layer. */
 static void mbi_mamba1_share(mbi_mamba1_job *j) {
     int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
     int n_groups = (n_blocks + 3) / 4;
@@ -6654,8 +6664,8 @@ static void mbi_mamba1_in_task(void *arg, int i) {
     }
 }
 
-/* dt_proj of 64 channels at a time, as float32 products like it best; softplus, scan and gate of 16.
- * y replaces x. */
+/* dt_proj of 64 channels at a time, as float32 products like it best; softplus, scan and gate of
+ * 16.  y replaces x. */
 static void mbi_mamba1_scan_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
@@ -7126,9 +7136,11 @@ static void mbi_mamba2_conv(const mbi_mamba2_job *j, int block, float *x) {
 
 /* Block b of 16 states of B or C, [T][16], into its place in `out`, where every such run of `width`
  * tokens from `start` on has its `states` states together, tokens side by side:
- * out[start*states + n*width + t - start].  A Zen 5 core reads that a sixth faster than tokens 64 bytes
- * apart, and a run lies in the first-level cache, where 16 blocks a power of two apart would not. */
-static void mbi_turn(const float *x, int b, int states, uint64_t position, int n_tokens, float *out) {
+ * out[start*states + n*width + t - start].  A Zen 5 core reads that a sixth faster than tokens 64
+ * bytes apart, and a run lies in the first-level cache, where 16 blocks a power of two apart would
+ * not. */
+static void mbi_turn(const float *x, int b, int states, uint64_t position, int n_tokens,
+                     float *out) {
     int start;
     int width;
     for (start = 0; start < n_tokens; start += width, x += width * MBI_LANES) {

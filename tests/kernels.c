@@ -398,6 +398,45 @@ static void check_twins(const char *name, const char *twin, unsigned others) {
     }
 }
 
+/* Where activations are rounded to int8, odd ones are rounded alike alone and among others: NaNs, groups of zeros,
+ * groups of denormals. */
+TEST(odd_activations) {
+    enum { COLS = 130, T = 21 };
+    float *x = blocked_make(COLS, T);
+    weights w;
+    int type;
+    int t;
+    int c;
+    for (t = 0; t < T; t++) {
+        for (c = 0; c < COLS; c++) {
+            float *v = &x[(c / 16 * T + t) * 16 + c % 16];
+            int kind = (t + c / 64) % 4;
+            *v = kind == 0 ? 0.0f : kind == 1 ? *v * 1e-40f : kind == 2 && (c + t) % 5 == 0 ? NAN : *v;
+        }
+    }
+    for (type = MAMBA_Q8; type <= MAMBA_Q4; type++) {
+        float y[T * 32];
+        float alone[32];
+        float one[(COLS + 15) / 16 * 16];
+        int bad = 0;
+        if (target->k.prepared_bytes((mamba_type)type, COLS, T) == 0) {
+            continue;
+        }
+        weights_make(&w, (mamba_type)type, 32, COLS);
+        product(&w, x, T, NULL, 0, 0, y, (size_t)T * 16, 16, 1, 0);
+        for (t = 0; t < T; t++) {
+            for (c = 0; c < (COLS + 15) / 16 * 16; c++) {
+                one[c] = at(x, T, c, t);
+            }
+            product(&w, one, 1, NULL, 0, 0, alone, 16, 16, 1, 0);
+            bad += memcmp(alone, y + t * 16, 64) != 0 || memcmp(alone + 16, y + (T + t) * 16, 64) != 0;
+        }
+        CHECK_INT(bad, 0);
+        weights_free(&w);
+    }
+    free(x);
+}
+
 #if MBI_BUILD_AMX
 TEST(amx_is_avx512vnni) { /* in the types that have integers */
     check_twins("amx", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
@@ -747,6 +786,7 @@ TEST_MAIN(KERNELS_NAME) {
             continue;
         }
         RUN(products);
+        RUN(odd_activations);
         RUN(elementary);
         RUN(rmsnorm);
         RUN(convolution);

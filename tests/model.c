@@ -297,7 +297,9 @@ static void check_tales(const char *name, double bound, int exact)
 
 TEST(tales_bf16)
 {
-    check_tales("mamba1-tales-bf16", 1e-4, 1);
+    /* activations rounded to bf16 move a log-probability by 0.005 (a divergence of 1.2e-5), and a mean of 128 by 4e-4 */
+    int rounds = strcmp(mamba_target_name(target), "avx512bf16") == 0;
+    check_tales("mamba1-tales-bf16", rounds ? 1e-3 : 1e-4, !rounds);
 }
 
 TEST(tales_q8)
