@@ -1301,7 +1301,8 @@ typedef struct mbi_gemm {
     void *scratch;     /* MBI_GEMM_SCRATCH bytes, 64-aligned, one per concurrent call */
 } mbi_gemm;
 
-enum { MBI_GEMM_SCRATCH = 512 * 1024, MBI_TASK_BLOCKS = 4 /* [T][16], behind that scratch */ };
+/* MBI_TASK_BLOCKS: [T][16] behind that scratch; as many as a group of 64 channels has. */
+enum { MBI_GEMM_SCRATCH = 512 * 1024, MBI_TASK_BLOCKS = 4 };
 
 /* One block of 16 channels of a Mamba-1 scan over T tokens:
  *   h[n] = exp(dt[t]*A[n]) * h[n] + (dt[t]*x[t]) * B[t][n]
@@ -2558,6 +2559,18 @@ MBI_KERNEL void MBI_T(mbi_k_row)(const mbi_mat *w, int row, float *out, size_t o
     }
 }
 
+/* acc [n tokens][width] for the panels from p on: their bias, or zero. */
+MBI_FN void MBI_T(mbi_gemm_start)(const mbi_gemm *g, int p, int n, int width, float *acc) {
+    int i;
+    int t;
+    for (i = 0; i < width; i += V_LANES) {
+        vf first = g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f);
+        for (t = 0; t < n; t++) {
+            V_STORE(acc + t * width + i, first);
+        }
+    }
+}
+
 /* Sums of panel p and n tokens, `stride` floats from one token to the next, into y. */
 MBI_FN void MBI_T(mbi_gemm_finish)(const mbi_gemm *g, int p, int start, int n, const float *sum,
                                    int stride) {
@@ -2832,12 +2845,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
             int b;
             int i;
             int t;
-            for (i = 0; i < width; i += V_LANES) {
-                vf first = g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f);
-                for (t = 0; t < n; t++) {
-                    V_STORE(acc + t * width + i, first);
-                }
-            }
+            MBI_T(mbi_gemm_start)(g, p, n, width, acc);
             for (b = 0; b < n_blocks; b += COLUMNS) {
                 int count = mbi_min_int(COLUMNS, n_blocks - b);
                 const float *panel = (const float *)(const void *)(data + (size_t)b * 1024);
@@ -4349,6 +4357,16 @@ MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, in
  * Prepared activations: per tile of 16 tokens (the last one may have fewer), per 4 columns, per
  * token: 4 hi, then 4 lo.
  * ---------------------------------------------------------------------------------------------- */
+/* What both have: V vectors or panels, N tokens; each of them defines what is done with one. */
+#define MBI_BF16_V1(X, t) X(0, t)
+#define MBI_BF16_V4(X, t) MBI_BF16_V1(X, t) X(1, t) X(2, t) X(3, t)
+#define MBI_BF16_V8(X, t) MBI_BF16_V4(X, t) X(4, t) X(5, t) X(6, t) X(7, t)
+#define MBI_BF16_N1(V, X) X(V, 0)
+#define MBI_BF16_N4(V, X) MBI_BF16_N1(V, X) X(V, 1) X(V, 2) X(V, 3)
+#define MBI_BF16_N6(V, X) MBI_BF16_N4(V, X) X(V, 4) X(V, 5)
+#define MBI_BF16_LOAD(V, t) V(MBI_BF16_IN, t)
+#define MBI_BF16_STORE(V, t) V(MBI_BF16_OUT, t)
+
 #if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_BF16
 #define MBI_BF16_FN                                                                                \
     static __attribute__((target("arch=armv8.2-a+dotprod+i8mm+bf16"))) MBI_NOINLINE
@@ -4395,10 +4413,6 @@ MBI_BF16_FN void mbi_k_prepare_neonbf16(mamba_type type, const float *x, int n, 
 /* acc[token][16 rows][hi, lo] += panel * x over n steps of 4 columns, x_step bytes apart in x: 8
  * rows from `w` and `acc` on of 4 tokens, or 16 rows of one.  Two units of 2 columns x 4 rows become
  * two vectors of 4 columns x 2 rows. */
-#define MBI_BF16_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
-#define MBI_BF16_V8(X, t) MBI_BF16_V4(X, t) X(4, t) X(5, t) X(6, t) X(7, t)
-#define MBI_BF16_N1(V, X) X(V, 0)
-#define MBI_BF16_N4(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3)
 #define MBI_BF16_IN(v, t) float32x4_t a##v##_##t = vld1q_f32(acc + (t) * 2 * MBI_LANES + 4 * (v));
 #define MBI_BF16_OUT(v, t) vst1q_f32(acc + (t) * 2 * MBI_LANES + 4 * (v), a##v##_##t);
 #define MBI_BF16_W(v, t)                                                                           \
@@ -4407,8 +4421,6 @@ MBI_BF16_FN void mbi_k_prepare_neonbf16(mamba_type type, const float *x, int n, 
     bfloat16x8_t w##v = vreinterpretq_bf16_u32((v) % 2 == 0 ? vzip1q_u32(u##v, r##v)               \
                                                             : vzip2q_u32(u##v, r##v));
 #define MBI_BF16_ADD(v, t) a##v##_##t = vbfmmlaq_f32(a##v##_##t, w##v, xt);
-#define MBI_BF16_LOAD(V, t) V(MBI_BF16_IN, t)
-#define MBI_BF16_STORE(V, t) V(MBI_BF16_OUT, t)
 #define MBI_BF16_TOKEN(V, t)                                                                       \
     xt = vreinterpretq_bf16_u8(vld1q_u8(x + (t) * 16));                                            \
     V(MBI_BF16_ADD, t)
@@ -4425,18 +4437,6 @@ MBI_BF16_FN void mbi_k_prepare_neonbf16(mamba_type type, const float *x, int n, 
     }
 MBI_BF16_KERNEL(mbi_bf16_4, MBI_BF16_V4, MBI_BF16_N4)
 MBI_BF16_KERNEL(mbi_bf16_1, MBI_BF16_V8, MBI_BF16_N1)
-#undef MBI_BF16_V4
-#undef MBI_BF16_V8
-#undef MBI_BF16_N1
-#undef MBI_BF16_N4
-#undef MBI_BF16_IN
-#undef MBI_BF16_OUT
-#undef MBI_BF16_W
-#undef MBI_BF16_ADD
-#undef MBI_BF16_LOAD
-#undef MBI_BF16_STORE
-#undef MBI_BF16_TOKEN
-#undef MBI_BF16_KERNEL
 
 /* One panel, n steps of columns from `step` of n_steps on, n tokens from `start` (a multiple of 16)
  * on. */
@@ -4509,7 +4509,6 @@ MBI_BF16_FN void mbi_k_gemm_neonbf16(const mbi_gemm *g, int p0, int p1, int t0, 
         }
     }
 }
-#undef MBI_BF16_FN
 #endif /* MBI_NEON && MBI_BUILD_NEON_BF16 */
 
 #if MBI_PASS == MBI_AVX512 && MBI_BUILD_AVX512BF16
@@ -4518,7 +4517,7 @@ MBI_BF16_FN void mbi_k_gemm_neonbf16(const mbi_gemm *g, int p0, int p1, int t0, 
  * as 0.  Other types are avx512vnni's.
  *
  * Prepared activations: blocked as floats are, 2 bytes each. */
-#define MBI_BF16_KERNEL                                                                            \
+#define MBI_BF16_FN                                                                                \
     static MBI_NOINLINE __attribute__((                                                            \
         target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c")))
 
@@ -4527,7 +4526,7 @@ static size_t mbi_k_prepared_bytes_avx512bf16(mamba_type type, int n, int n_toke
                               : (size_t)mbi_pad_int(n, MBI_LANES) * (size_t)n_tokens * 2;
 }
 
-MBI_BF16_KERNEL void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, int n, int n_tokens,
+MBI_BF16_FN void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, int n, int n_tokens,
                                               int t0, int t1, int g0, int g1, void *out) {
     size_t block = (size_t)n_tokens * MBI_LANES;
     int end = mbi_min_int(4 * g1, (n + MBI_LANES - 1) / MBI_LANES);
@@ -4549,22 +4548,16 @@ MBI_BF16_KERNEL void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, i
 /* One register block of V panels, `stride` bytes apart, and N tokens over 16*n_blocks columns:
  * acc[t][16 rows of each panel] += w * x.  x_block bytes from one block of columns of x to the
  * next. */
-#define MBI_BF16_V1(X, t) X(0, t)
-#define MBI_BF16_V4(X, t) X(0, t) X(1, t) X(2, t) X(3, t)
-#define MBI_BF16_N1(V, X) X(V, 0)
-#define MBI_BF16_N6(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3) X(V, 4) X(V, 5)
 #define MBI_BF16_IN(v, t) __m512 a##v##_##t = _mm512_loadu_ps(acc + (t) * width + (v) * 16);
 #define MBI_BF16_OUT(v, t) _mm512_storeu_ps(acc + (t) * width + (v) * 16, a##v##_##t);
 #define MBI_BF16_W(v, t)                                                                           \
     __m512bh w##v = (__m512bh)_mm512_loadu_si512(w + (size_t)(v) * stride + 64 * c);
 #define MBI_BF16_ADD(v, t) a##v##_##t = _mm512_dpbf16_ps(a##v##_##t, w##v, xt);
-#define MBI_BF16_LOAD(V, t) V(MBI_BF16_IN, t)
-#define MBI_BF16_STORE(V, t) V(MBI_BF16_OUT, t)
 #define MBI_BF16_TOKEN(V, t)                                                                       \
     xt = (__m512bh)_mm512_set1_epi32((int)mbi_load_u32(x + 32 * (t) + 4 * c));                     \
     V(MBI_BF16_ADD, t)
-#define MBI_BF16_BLOCK(name, V, N)                                                                 \
-    MBI_BF16_KERNEL void name(const unsigned char *w, size_t stride, const unsigned char *x,       \
+#define MBI_BF16_KERNEL(name, V, N)                                                                \
+    MBI_BF16_FN void name(const unsigned char *w, size_t stride, const unsigned char *x,           \
                               size_t x_block, int n_blocks, float *acc, int width) {               \
         N(V, MBI_BF16_LOAD)                                                                        \
         for (; n_blocks > 0; n_blocks--, w += 512, x += x_block) {                                 \
@@ -4577,27 +4570,15 @@ MBI_BF16_KERNEL void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, i
         }                                                                                          \
         N(V, MBI_BF16_STORE)                                                                       \
     }
-MBI_BF16_BLOCK(mbi_bf16_4x6, MBI_BF16_V4, MBI_BF16_N6)
-MBI_BF16_BLOCK(mbi_bf16_4x1, MBI_BF16_V4, MBI_BF16_N1)
-MBI_BF16_BLOCK(mbi_bf16_1x6, MBI_BF16_V1, MBI_BF16_N6)
-MBI_BF16_BLOCK(mbi_bf16_1x1, MBI_BF16_V1, MBI_BF16_N1)
-#undef MBI_BF16_V1
-#undef MBI_BF16_V4
-#undef MBI_BF16_N1
-#undef MBI_BF16_N6
-#undef MBI_BF16_IN
-#undef MBI_BF16_OUT
-#undef MBI_BF16_W
-#undef MBI_BF16_ADD
-#undef MBI_BF16_LOAD
-#undef MBI_BF16_STORE
-#undef MBI_BF16_TOKEN
-#undef MBI_BF16_BLOCK
+MBI_BF16_KERNEL(mbi_bf16_4x6, MBI_BF16_V4, MBI_BF16_N6)
+MBI_BF16_KERNEL(mbi_bf16_4x1, MBI_BF16_V4, MBI_BF16_N1)
+MBI_BF16_KERNEL(mbi_bf16_1x6, MBI_BF16_V1, MBI_BF16_N6)
+MBI_BF16_KERNEL(mbi_bf16_1x1, MBI_BF16_V1, MBI_BF16_N1)
 
 /* Four panels, then single ones; 256 columns of them at a time (32 KiB: the first-level cache) for
  * all tokens, straight from the file.  Sums wait in the scratch from one block of columns to the
  * next. */
-MBI_BF16_KERNEL void mbi_k_gemm_avx512bf16(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+MBI_BF16_FN void mbi_k_gemm_avx512bf16(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     enum { GROUP = 4, COLUMNS = 16, MAX_T = 512 };
     const mbi_mat *w = g->w;
     float *acc = (float *)g->scratch; /* [token][width] */
@@ -4620,12 +4601,7 @@ MBI_BF16_KERNEL void mbi_k_gemm_avx512bf16(const mbi_gemm *g, int p0, int p1, in
             int t;
             step = p1 - p >= GROUP ? GROUP : 1;
             width = step * MBI_LANES;
-            for (i = 0; i < width; i += MBI_LANES) {
-                vf first = g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f);
-                for (t = 0; t < n; t++) {
-                    V_STORE(acc + t * width + i, first);
-                }
-            }
+            MBI_T(mbi_gemm_start)(g, p, n, width, acc);
             for (b = 0; b < n_blocks; b += COLUMNS) {
                 int count = mbi_min_int(COLUMNS, n_blocks - b);
                 for (t = 0; t < n;) {
@@ -4646,8 +4622,22 @@ MBI_BF16_KERNEL void mbi_k_gemm_avx512bf16(const mbi_gemm *g, int p0, int p1, in
         }
     }
 }
-#undef MBI_BF16_KERNEL
 #endif /* MBI_AVX512 && MBI_BUILD_AVX512BF16 */
+#undef MBI_BF16_FN
+#undef MBI_BF16_V1
+#undef MBI_BF16_V4
+#undef MBI_BF16_V8
+#undef MBI_BF16_N1
+#undef MBI_BF16_N4
+#undef MBI_BF16_N6
+#undef MBI_BF16_IN
+#undef MBI_BF16_OUT
+#undef MBI_BF16_W
+#undef MBI_BF16_ADD
+#undef MBI_BF16_LOAD
+#undef MBI_BF16_STORE
+#undef MBI_BF16_TOKEN
+#undef MBI_BF16_KERNEL
 
 /* ------------------------------------------------------------------------------------------------
  * @@kernel_table   The tables of this pass                                               (private)
@@ -6607,10 +6597,11 @@ typedef struct mbi_mamba1_job {
  * layer. */
 static void mbi_mamba1_share(mbi_mamba1_job *j) {
     int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
-    int n_groups = (n_blocks + 3) / 4;
+    int n_groups = mbi_groups(j->m->d_inner);
     int n_tasks = mbi_min_int(j->ctx->n_tasks, n_groups);
-    j->unit = n_groups % n_tasks == 0 || n_groups >= 8 * n_tasks ? 4 : 1;
-    j->n_tasks = j->unit == 4 ? n_tasks : mbi_min_int(j->ctx->n_tasks, n_blocks);
+    int even = n_groups % n_tasks == 0 || n_groups >= 8 * n_tasks;
+    j->unit = even ? MBI_TASK_BLOCKS : 1;
+    j->n_tasks = even ? n_tasks : mbi_min_int(j->ctx->n_tasks, n_blocks);
 }
 
 /* Blocks [*b, *end) are task i's. */
@@ -6625,16 +6616,22 @@ static void mbi_mamba1_range(const mbi_mamba1_job *j, int i, int *b, int *end) {
 static unsigned char *mbi_mamba1_ready_at(const mbi_mamba1_job *j, mamba_type type) {
     const mbi_ctx *ctx = j->ctx;
     int any = ctx->k->prepared_bytes(type, j->m->d_inner, ctx->n_tokens) != 0;
-    return j->unit == 4 && any ? ctx->ready : NULL;
+    return j->unit == MBI_TASK_BLOCKS && any ? ctx->ready : NULL;
 }
 
-/* Blocks [b, end) of x or y into `to`, unless that is NULL; b is a multiple of 4. */
-static void mbi_mamba1_ready(const mbi_mamba1_job *j, mamba_type type, int b, int end,
-                             unsigned char *to) {
+/* The group of x or y that starts at block b, into `to` unless that is NULL. */
+static void mbi_mamba1_ready(const mbi_mamba1_job *j, mamba_type type, int b, unsigned char *to) {
     if (to) {
-        j->ctx->k->prepare(type, j->x, j->m->d_inner, j->ctx->n_tokens, 0, j->ctx->n_tokens, b / 4,
-                           (end + 3) / 4, to);
+        int g = b / MBI_TASK_BLOCKS;
+        j->ctx->k->prepare(type, j->x, j->m->d_inner, j->ctx->n_tokens, 0, j->ctx->n_tokens, g,
+                           g + 1, to);
     }
+}
+
+/* x or y as a product with weights of this type reads it. */
+static const void *mbi_mamba1_input(const mbi_mamba1_job *j, mamba_type type,
+                                    const unsigned char *ready) {
+    return ready ? (const void *)ready : mbi_prepare(j->ctx, type, j->x, j->m->d_inner);
 }
 
 /* in_proj and convolution: a task takes the same channels of x and of z. */
@@ -6651,7 +6648,7 @@ static void mbi_mamba1_in_task(void *arg, int i) {
     j->ctx->k->gemm(&g, b, end, 0, n_tokens);
     j->ctx->k->gemm(&g, width / MBI_LANES + b, width / MBI_LANES + end, 0, n_tokens);
     while (b < end) {
-        int next = mbi_min_int(b + 4, end);
+        int next = mbi_min_int(b + MBI_TASK_BLOCKS, end);
         int k;
         for (k = b; k < next; k++) {
             float *x = j->x + (size_t)k * (size_t)n_tokens * MBI_LANES;
@@ -6659,7 +6656,7 @@ static void mbi_mamba1_in_task(void *arg, int i) {
             j->ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
                             n_tokens, j->conv_state + c, (size_t)width, x);
         }
-        mbi_mamba1_ready(j, m->x_proj.type, b, next, j->x_ready);
+        mbi_mamba1_ready(j, m->x_proj.type, b, j->x_ready);
         b = next;
     }
 }
@@ -6711,7 +6708,7 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
             s.d_state = m->d_state;
             ctx->k->scan_block(&s);
         }
-        mbi_mamba1_ready(j, m->out_proj.type, b, next, j->y_ready);
+        mbi_mamba1_ready(j, m->out_proj.type, b, j->y_ready);
         b = next;
     }
 }
@@ -6879,10 +6876,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
                        0, j.x);
     mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_in_task, &j);
     MAMBA_PROFILE("x_proj");
-    mbi_linear(ctx, &m->x_proj,
-               j.x_ready ? (const void *)j.x_ready
-                         : mbi_prepare(ctx, m->x_proj.type, j.x, m->d_inner),
-               NULL, 0, bcdt);
+    mbi_linear(ctx, &m->x_proj, mbi_mamba1_input(&j, m->x_proj.type, j.x_ready), NULL, 0, bcdt);
     if (m->norm_bcdt) {
         int T = ctx->n_tokens;
         ctx->k->rmsnorm(j.dt, NULL, m->bcdt_eps, m->dt_rank, T, 0, T, j.dt);
@@ -6897,10 +6891,8 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
         mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_scan_task, &j);
     }
     MAMBA_PROFILE("out_proj");
-    mbi_linear(ctx, &m->out_proj,
-               j.y_ready ? (const void *)j.y_ready
-                         : mbi_prepare(ctx, m->out_proj.type, j.x, m->d_inner),
-               m->out_bias, 1, ctx->r);
+    mbi_linear(ctx, &m->out_proj, mbi_mamba1_input(&j, m->out_proj.type, j.y_ready), m->out_bias, 1,
+               ctx->r);
 }
 
 /* ------------------------------------------------------------------------------------------------

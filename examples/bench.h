@@ -7,9 +7,9 @@
  *             streaming read bandwidth
  *    prefill  2 * weights of the matrix products * tokens/s  /  peak of the arithmetic that the
  *             target uses for the weight type: for q8, q6 and q4 AMX int8 on "amx" and int8 dot
- *             products on "avx512vnni"; for 16 bits AMX bf16 on "amx"; else float32 FMA.  Scan,
- *             convolution and norms do not count as work: the share says how much of the machine the
- *             whole model reaches.
+ *             products on "avx512vnni" and "avx512bf16"; for 16 bits AMX bf16 on "amx", for bf16
+ *             its dot products on "avx512bf16"; else float32 FMA.  Scan, convolution and norms do
+ *             not count as work: the share says how much of the machine the whole model reaches.
  *  Limits are measured with as many threads as the model uses.  A model smaller than the last-level
  *  cache can decode above the bandwidth of memory.
  */
@@ -175,7 +175,10 @@ static int bench_prefill_limit(const bench_job *j) {
     if (strcmp(target, "amx") == 0 && strcmp(type, "f32") != 0) {
         return LIMIT_AMX_BF16;
     }
-    if (strcmp(target, "avx512vnni") == 0 && integers) {
+    if (strcmp(target, "avx512bf16") == 0 && strcmp(type, "bf16") == 0) {
+        return LIMIT_BF16;
+    }
+    if ((strcmp(target, "avx512vnni") == 0 || strcmp(target, "avx512bf16") == 0) && integers) {
         return LIMIT_INT8;
     }
     return LIMIT_F32;

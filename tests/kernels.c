@@ -442,6 +442,11 @@ TEST(amx_is_avx512vnni) { /* in the types that have integers */
     check_twins("amx", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
 }
 #endif
+#if MBI_BUILD_AVX512BF16
+TEST(avx512bf16_is_avx512vnni) { /* but for bf16 */
+    check_twins("avx512bf16", "avx512vnni", 1u << MAMBA_BF16);
+}
+#endif
 #if MBI_BUILD_NEON_I8MM
 TEST(neoni8mm_is_neondot) {
     check_twins("neoni8mm", "neondot", 0);
@@ -795,6 +800,9 @@ TEST_MAIN(KERNELS_NAME) {
     }
 #if MBI_BUILD_AMX
     RUN(amx_is_avx512vnni);
+#endif
+#if MBI_BUILD_AVX512BF16
+    RUN(avx512bf16_is_avx512vnni);
 #endif
 #if MBI_BUILD_NEON_I8MM
     RUN(neoni8mm_is_neondot);
