@@ -133,18 +133,17 @@ static double bench_limit_once(const bench_job *j, int which, int threads) {
 
 static int bench_limits(bench_job *j) {
     size_t bytes = (size_t)j->limit_mib << 20;
-    void *buffer = NULL;
     int which;
     int t;
     if (j->limit_mib == 0) {
         return CLI_OK;
     }
-    if (posix_memalign(&buffer, 4096, bytes + 8192) != 0) {
+    j->buffer = (unsigned char *)mbi_default_alloc(NULL, bytes + 8192, 4096); /* huge pages, as weights have */
+    if (j->buffer == NULL) {
         return cli_fail(CLI_FAILED, "out of memory: %lld MiB for the bandwidth; use --limit-mib N",
                         (long long)j->limit_mib);
     }
-    memset(buffer, 1, bytes + 8192); /* the loops prefetch up to 8 KiB behind the end */
-    j->buffer = (unsigned char *)buffer;
+    memset(j->buffer, 1, bytes + 8192); /* the loops prefetch up to 8 KiB behind the end */
     for (which = 0; which < LIMIT_COUNT; which++) {
         limits_fn f = limits_find(which);
         if (f == NULL) {
@@ -748,7 +747,7 @@ static int bench_go(bench_job *j) {
     }
     mamba_close(j->m.model);
     synthetic_free(&j->image);
-    free(j->buffer);
+    mbi_default_free(NULL, j->buffer, 0);
     free(j->tokens);
     free(j->logits);
     return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;

@@ -50,7 +50,7 @@ typedef struct {
 
 static void synthetic_free(synthetic_model *s) {
     free(s->list);
-    free(s->image);
+    mbi_default_free(NULL, s->image, (size_t)s->bytes);
     memset(s, 0, sizeof *s);
 }
 
@@ -315,7 +315,6 @@ static int synthetic_layout(synthetic_model *s, const mbi_config_record *config,
     uint64_t meta = mbi_pad(MBI_HEADER_BYTES + 3 * MBI_SECTION_BYTES, 64) + sizeof *config +
                     mbi_pad(config->n_layers * sizeof *layers, 64) + s->n * sizeof(mbi_tensor);
     uint64_t end;
-    void *image = NULL;
     size_t i;
     meta = mbi_pad(meta, MBI_DATA_ALIGN);
     qsort(s->list, s->n, sizeof *s->list, synthetic_order);
@@ -325,11 +324,11 @@ static int synthetic_layout(synthetic_model *s, const mbi_config_record *config,
         end = mbi_pad(end + s->list[i].t.bytes, 64);
     }
     s->bytes = end;
-    if (end > SIZE_MAX / 2 || posix_memalign(&image, 4096, (size_t)end) != 0) {
+    s->image = end > SIZE_MAX / 2 ? NULL : (unsigned char *)mbi_default_alloc(NULL, (size_t)end, 4096);
+    if (s->image == NULL) {
         return cli_fail(CLI_FAILED, "out of memory: %llu bytes for the generated model",
                         (unsigned long long)end);
     }
-    s->image = (unsigned char *)image;
     memset(s->image, 0, (size_t)end);
     for (i = 0; i < s->n; i++) {
         synthetic_fill_tensor(&s->list[i], s->image);
