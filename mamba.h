@@ -3196,41 +3196,50 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
 #define MBI_INT8_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 #endif
 
-/* Lines still to be asked for, of some groups of some panels, while other weights are multiplied. */
+/* Lines still to be asked for, of some columns of some panels, while other weights are multiplied:
+ * one of each panel in turn, since memory gives more to several streams (see mbi_int8_few). */
 typedef struct MBI_I(mbi_ahead) {
-    const unsigned char *at;
-    size_t skip; /* from the end of one panel's lines to the next panel's */
-    int lines;   /* of a panel */
-    int line, left;
+    const unsigned char *at; /* the line of the first panel */
+    size_t panel_bytes;
+    int n_panels, panel;
+    int left, step; /* step: of a group, in mbi_int8_few */
 } MBI_I(mbi_ahead);
+
+/* `lines` lines of each of n_panels panels, from `from` on. */
+MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_lines)(const mbi_mat *w, const unsigned char *from,
+                                               int n_panels, size_t lines) {
+    MBI_I(mbi_ahead) a;
+    memset(&a, 0, sizeof a);
+    a.at = from;
+    a.panel_bytes = w->panel_bytes;
+    a.n_panels = n_panels;
+    a.left = n_panels * (int)lines;
+    return a;
+}
 
 /* What follows groups [g, g+span) of panels [p, p+step): the next ones of the same panels, or the first
  * ones of the next panels below p1, if there are any. */
 MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_mat *w, int p, int step, int p1, int g,
                                             int span) {
-    MBI_I(mbi_ahead) a;
     size_t bytes = mbi_group_bytes(w->type);
+    size_t first;
     int more = g + span < mbi_groups(w->cols);
-    memset(&a, 0, sizeof a);
+    int last;
     p += more ? 0 : step;
     g = more ? g + span : 0;
-    if (p < p1) {
-        int last = mbi_min_int(g + span, mbi_groups(w->cols)) - 1;
-        size_t first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
-        a.at = w->data + (size_t)p * w->panel_bytes + first;
-        a.lines = (int)((mbi_units_at(bytes, last) + bytes - first) / 64);
-        a.skip = (size_t)w->panel_bytes - (size_t)a.lines * 64;
-        a.left = a.lines * mbi_min_int(step, p1 - p);
-    }
-    return a;
+    last = mbi_min_int(g + span, mbi_groups(w->cols)) - 1;
+    first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
+    return MBI_I(mbi_ahead_lines)(w, w->data + (size_t)p * w->panel_bytes + first,
+                                  mbi_min_int(step, p1 - mbi_min_int(p, p1)),
+                                  (mbi_units_at(bytes, last) + bytes - first) / 64);
 }
 
 MBI_FN void MBI_I(mbi_ahead_some)(MBI_I(mbi_ahead) *a, int n) {
-    for (; n > 0 && a->left > 0; n--, a->left--, a->at += 64) {
-        MBI_INT8_PREFETCH(a->at);
-        if (++a->line == a->lines) {
-            a->line = 0;
-            a->at += a->skip;
+    for (; n > 0 && a->left > 0; n--, a->left--) {
+        MBI_INT8_PREFETCH(a->at + (size_t)a->panel * a->panel_bytes);
+        if (++a->panel == a->n_panels) {
+            a->panel = 0;
+            a->at += 64;
         }
     }
 }
@@ -3316,11 +3325,11 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
 #define MBI_INT8_W_MBI_INT8_READY(v, j) vi w##v = MBI_INT8_READY(p##v + units + 4 * r##v, j);
 #define MBI_INT8_CODES(v, t) vf c##v = MBI_T(mbi_scales)(p##v + scales + r##v, base);
 #define MBI_INT8_F32(v, t) vf c##v = V_LOAD((const float *)(const void *)(p##v + scales) + r##v);
-#define MBI_INT8_KERNEL(name, V, N, LOAD, UNITS, SCALES, C, LINES)                                 \
+#define MBI_INT8_KERNEL(name, V, N, LOAD, UNITS, SCALES, C)                                        \
     MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, float base, int row,       \
                                  const unsigned char *x, size_t x_group, size_t x_scales, int n,   \
                                  const float *in, size_t in_token, float *out, size_t out_token,   \
-                                 size_t out_panel, const unsigned char *next) {                    \
+                                 size_t out_panel, MBI_I(mbi_ahead) * ahead) {                     \
         int k;                                                                                     \
         V(MBI_INT8_AT, 0)                                                                          \
         N(V, MBI_INT8_LOAD)                                                                        \
@@ -3330,9 +3339,8 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
             vi start;                                                                              \
             vi xt;                                                                                 \
             vf xs;                                                                                 \
-            int line;                                                                              \
-            for (line = 0; line < (LINES) && next; line++, next += 64) {                           \
-                MBI_INT8_PREFETCH(next);                                                           \
+            if (ahead) {                                                                           \
+                MBI_I(mbi_ahead_some)(ahead, ahead->step);                                         \
             }                                                                                      \
             V(C, 0)                                                                                \
             N(V, MBI_INT8_START)                                                                   \
@@ -3344,10 +3352,10 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
     }
 #define MBI_INT8_FILE(name, TYPE, BYTES)                                                           \
     MBI_INT8_KERNEL(name, I_PANEL_V, MBI_N1, TYPE, mbi_units_at((BYTES), k),                       \
-                    mbi_codes_at((BYTES), k), MBI_INT8_CODES, (BYTES) / 64 + (k % 4 == 0))
+                    mbi_codes_at((BYTES), k), MBI_INT8_CODES)
 #define MBI_INT8_EXPANDED(name, N)                                                                 \
     MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_READY, (size_t)k * MBI_INT8_EXPANDED_BYTES,        \
-                    (size_t)k * MBI_INT8_EXPANDED_BYTES + MBI_GROUP * MBI_LANES, MBI_INT8_F32, 0)
+                    (size_t)k * MBI_INT8_EXPANDED_BYTES + MBI_GROUP * MBI_LANES, MBI_INT8_F32)
 MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 1024)
 MBI_INT8_FILE(mbi_int8_q6, MBI_INT8_Q6, 768)
 MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 512)
@@ -3355,32 +3363,46 @@ MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_rest, I_REST_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
 
-/* A few tokens: straight from the file, one token after the other.  One panel at a time: two or
- * four streams cost a third of the bandwidth of a Zen 5 core.  Prefetching the next panel gains a
- * third (q8) to two thirds (q4) on Sapphire Rapids, and costs a tenth on Zen 5: see mbi_mat. */
+/* A few tokens: straight from the file, one token after the other, one panel at a time: two or four
+ * at a time cost a third of the bandwidth of a Zen 5 core.  Prefetching costs a tenth there, but on
+ * Sapphire Rapids one panel ahead gains a third (q8) to two thirds (q4), and eight at a time a fifth
+ * (q8) to a third (q4) more: see mbi_mat.  So while some panels are multiplied, twice as many are
+ * asked for, until they are as many as the second-level cache should hold. */
 MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    enum { STREAMS = 8, STREAMED_BYTES = 512 * 1024 };
     const mbi_mat *w = g->w;
     size_t x_scales = (size_t)g->n_tokens * MBI_GROUP;
+    int n_groups = mbi_groups(w->cols);
+    int fit = (int)(STREAMED_BYTES / w->panel_bytes);
+    int most = fit < 1 ? 1 : mbi_min_int(fit, STREAMS);
+    int now = 1;
     int p;
     int t;
-    for (p = p0; p < p1; p++) {
-        for (t = t0; t < t1; t++) {
-            MBI_ALIGN64 float acc[MBI_LANES];
-            int i;
-            for (i = 0; i < MBI_LANES; i += V_LANES) {
-                V_STORE(acc + i, g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
+    while (p0 < p1) {
+        int end = p0 + now;
+        int next = mbi_min_int(mbi_min_int(2 * now, most), p1 - end);
+        MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_lines)(
+            w, w->data + (size_t)end * w->panel_bytes, next, w->panel_bytes / 64);
+        ahead.step = ahead.left / (now * n_groups) + 1;
+        for (p = p0; p < end; p++) {
+            for (t = t0; t < t1; t++) {
+                MBI_ALIGN64 float acc[MBI_LANES];
+                int i;
+                for (i = 0; i < MBI_LANES; i += V_LANES) {
+                    V_STORE(acc + i, g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
+                }
+                (w->type == MAMBA_Q8   ? MBI_I(mbi_int8_q8)
+                 : w->type == MAMBA_Q6 ? MBI_I(mbi_int8_q6)
+                                       : MBI_I(mbi_int8_q4))(
+                    w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
+                    (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
+                    x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
+                    n_groups, acc, 0, acc, 0, 0, w->prefetch && t == t0 ? &ahead : NULL);
+                MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
             }
-            (w->type == MAMBA_Q8   ? MBI_I(mbi_int8_q8)
-             : w->type == MAMBA_Q6 ? MBI_I(mbi_int8_q6)
-                                   : MBI_I(mbi_int8_q4))(
-                w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
-                (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
-                x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
-                mbi_groups(w->cols), acc, 0, acc, 0, 0,
-                w->prefetch && t == t0 && p + 1 < p1 ? w->data + (size_t)(p + 1) * w->panel_bytes
-                                                     : NULL);
-            MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
         }
+        p0 = end;
+        now = next;
     }
 }
 
