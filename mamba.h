@@ -3366,14 +3366,15 @@ MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
 /* A few tokens: straight from the file, one token after the other, one panel at a time: two or four
  * at a time cost a third of the bandwidth of a Zen 5 core.  Prefetching costs a tenth there, but on
  * Sapphire Rapids one panel ahead gains a third (q8) to two thirds (q4), and eight at a time a fifth
- * (q8) to a third (q4) more: see mbi_mat.  So while some panels are multiplied, twice as many are
- * asked for, until they are as many as the second-level cache should hold. */
+ * (q8) to a third (q4) more on one core: see mbi_mat.  So while some panels are multiplied, twice as
+ * many are asked for, up to what the second-level cache should hold and to an eighth of the task:
+ * on 16 cores with 12 panels each, eight at a time are a tenth slower than one. */
 MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     enum { STREAMS = 8, STREAMED_BYTES = 512 * 1024 };
     const mbi_mat *w = g->w;
     size_t x_scales = (size_t)g->n_tokens * MBI_GROUP;
     int n_groups = mbi_groups(w->cols);
-    int fit = (int)(STREAMED_BYTES / w->panel_bytes);
+    int fit = mbi_min_int((int)(STREAMED_BYTES / w->panel_bytes), (p1 - p0) / 8);
     int most = fit < 1 ? 1 : mbi_min_int(fit, STREAMS);
     int now = 1;
     int p;

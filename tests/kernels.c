@@ -344,7 +344,7 @@ TEST(products) {
         }
         check_product(types[type], 40, 1100, 100);
         check_product(types[type], 33, 70, 530);
-        check_product(types[type], 400, 70, 3); /* more panels than are asked for at a time */
+        check_product(types[type], 400, 70, 3); /* several panels asked for at a time */
     }
 }
 
