@@ -773,6 +773,61 @@ TEST(scan_tiny_states) {
     free(h);
 }
 
+/* Every task of a job runs once, and all before the next job: in teams of one, of as many as there are cores, and of
+ * more, whose members have to wait for each other's cores. */
+typedef struct {
+    int count[40];
+    int n_jobs, bad;
+} team_work;
+
+static void team_task(void *arg, int i) {
+    ((team_work *)arg)->count[i]++;
+}
+
+static void team_jobs(void *arg, const mamba_parallel *parallel) {
+    team_work *w = (team_work *)arg;
+    int i;
+    for (w->n_jobs = 0; w->n_jobs < 3000; w->n_jobs++) {
+        int n = 1 + w->n_jobs * 7 % 40;
+        memset(w->count, 0, sizeof w->count);
+        mbi_parallel_for(parallel, 3, n, team_task, w);
+        for (i = 0; i < 40; i++) {
+            w->bad += w->count[i] != (i < n);
+        }
+    }
+}
+
+TEST(teams) {
+    static const int sizes[] = {1, 2, 3, 1000};
+    team_work w;
+    int i;
+    w.bad = 0;
+    for (i = 0; i < 4; i++) {
+        w.n_jobs = 0;
+        mbi_with_team(NULL, sizes[i], team_jobs, &w);
+        CHECK(w.bad == 0 && w.n_jobs == 3000);
+    }
+#if MBI_OPENMP
+    for (i = 2; i <= 6; i += 2) {
+        mbi_team team;
+        memset(&team, 0, sizeof team);
+        w.n_jobs = 0;
+#pragma omp parallel num_threads(i)
+        {
+            if (omp_get_thread_num() == 0) {
+                mamba_parallel parallel = {mbi_team_run, &team};
+                team.n_members = omp_get_num_threads();
+                team_jobs(&w, &parallel);
+                mbi_team_run(&team, 0, NULL, NULL);
+            } else {
+                mbi_team_serve(&team, omp_get_thread_num(), omp_get_num_threads());
+            }
+        }
+        CHECK(w.bad == 0 && w.n_jobs == 3000);
+    }
+#endif
+}
+
 TEST(target_built) {
     if (KERNELS_ONLY[0] && !mamba_target_find(KERNELS_ONLY, strlen(KERNELS_ONLY))) {
         SKIP("this compiler or CPU family has no such target");
@@ -783,6 +838,9 @@ TEST_MAIN(KERNELS_NAME) {
     const char *only = KERNELS_ONLY;
     int i;
     RUN(target_built);
+    if (!only[0]) {
+        RUN(teams);
+    }
     for (i = 0; mamba_target_at(i); i++) {
         target = mamba_target_at(i);
         if (only[0] && strcmp(target->name, only) != 0) {
