@@ -802,6 +802,7 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #define MBI_OPENMP 1
 #include <omp.h>
 #if MBI_OS_POSIX
+#include <poll.h>
 #include <sched.h>
 #endif
 #else
@@ -1082,9 +1083,9 @@ static int64_t mbi_clamp_i64(uint64_t v) {
     return v > (uint64_t)INT64_MAX ? INT64_MAX : (int64_t)v;
 }
 
-/* Default allocator: malloc with the start kept in front of the aligned block. */
-/* Blocks of several huge pages are laid on such pages where Linux has them to give: weights read into
- * memory then stream 12 % faster (1.4b q8, two Zen 5 cores), their prompts are read 6 % faster. */
+/* Default allocator: malloc with the start kept in front of the aligned block.  Blocks of several
+ * huge pages are laid on such pages where Linux has them to give: weights read into memory then
+ * stream 12 % faster (1.4b q8, two Zen 5 cores), their prompts are read 6 % faster. */
 #if MBI_OS_LINUX && defined(POSIX_MADV_NORMAL)
 #define MBI_HUGE_PAGE ((size_t)2 << 20)
 enum { MBI_ADVICE_HUGE_PAGE = 14 /* MADV_HUGEPAGE, which only <sys/mman.h> beyond POSIX names */ };
@@ -1202,20 +1203,25 @@ typedef struct mbi_team {
     MBI_ALIGN64 int busy;      /* members that are not done with the last one, besides the first */
 } mbi_team;
 
-/* Between two looks at a number that another thread will change; now and then lets others run, in
- * case that thread has no core. */
+/* Between two looks at a number that another thread will change.  Now and then it lets others run, in
+ * case that thread has no core, and after some 50 ms it sleeps, in case others means equals only. */
 static void mbi_team_wait(int *looks) {
+    enum { YIELD = 1000, SLEEP = 2000000 };
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
-    if (++*looks == 1000) {
-        *looks = 0;
 #if MBI_OS_POSIX
-        sched_yield();
-#endif
+    if (++*looks == SLEEP) {
+        *looks = SLEEP - YIELD;
+        (void)poll(NULL, 0, 1);
+    } else if (*looks % YIELD == 0) {
+        (void)sched_yield();
     }
+#else
+    (void)looks;
+#endif
 }
 
 /* Gives out a job; a mamba_parallel. */
@@ -3325,12 +3331,12 @@ MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_mat *w, int p, int step, i
     size_t first;
     int more = g + span < mbi_groups(w->cols);
     int last;
-    p += more ? 0 : step;
+    p = mbi_min_int(more ? p : p + step, p1);
     g = more ? g + span : 0;
     last = mbi_min_int(g + span, mbi_groups(w->cols)) - 1;
     first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
     return MBI_I(mbi_ahead_lines)(w, w->data + (size_t)p * w->panel_bytes + first,
-                                  mbi_min_int(step, p1 - mbi_min_int(p, p1)),
+                                  mbi_min_int(step, p1 - p),
                                   (mbi_units_at(bytes, last) + bytes - first) / 64);
 }
 
@@ -4239,7 +4245,7 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
  * without the loads of weights 1090, of zeros 970. */
 enum {
     MBI_AMX_PANELS = 8, /* of a block of weights: 32 KiB */
-    MBI_AMX_GROUPS = 4,  /* as many as lie together in a file, see mbi_units_at */
+    MBI_AMX_GROUPS = 4, /* as many as lie together in a file, see mbi_units_at */
     MBI_AMX_X_GROUP = 16 * MBI_INT8_TOKEN_BYTES /* a tile's activations */
 };
 
