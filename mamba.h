@@ -1260,6 +1260,27 @@ static void mbi_team_serve(mbi_team *team, int member, int n_members) {
         __atomic_fetch_sub(&team->busy, 1, __ATOMIC_RELEASE);
     } while (task);
 }
+
+/* Calls body(arg, parallel) on the first of as many threads as OpenMP gives, n_threads at most; the
+ * others are its team. */
+static void mbi_team_of(int n_threads, void (*body)(void *arg, const mamba_parallel *parallel),
+                        void *arg) {
+    mbi_team team;
+    memset(&team, 0, sizeof team);
+#pragma omp parallel num_threads(n_threads)
+    {
+        if (omp_get_thread_num() == 0) {
+            mamba_parallel parallel;
+            parallel.run = mbi_team_run;
+            parallel.user = &team;
+            team.n_members = omp_get_num_threads();
+            body(arg, &parallel);
+            mbi_team_run(&team, 0, NULL, NULL);
+        } else {
+            mbi_team_serve(&team, omp_get_thread_num(), omp_get_num_threads());
+        }
+    }
+}
 #endif
 
 /* Calls body(arg, parallel) with a parallel-for for all its regions: the caller's hook, or a team,
@@ -1269,21 +1290,7 @@ static void mbi_with_team(const mamba_parallel *parallel, int n_threads,
 #if MBI_OPENMP
     n_threads = mbi_min_int(n_threads, mbi_n_cores());
     if (!(parallel && parallel->run) && n_threads > 1) {
-        mbi_team team;
-        memset(&team, 0, sizeof team);
-#pragma omp parallel num_threads(n_threads)
-        {
-            if (omp_get_thread_num() == 0) {
-                mamba_parallel of_team;
-                of_team.run = mbi_team_run;
-                of_team.user = &team;
-                team.n_members = omp_get_num_threads();
-                body(arg, &of_team);
-                mbi_team_run(&team, 0, NULL, NULL);
-            } else {
-                mbi_team_serve(&team, omp_get_thread_num(), omp_get_num_threads());
-            }
-        }
+        mbi_team_of(n_threads, body, arg);
         return;
     }
 #endif
@@ -3494,10 +3501,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
         for (p = p0; p < end; p++) {
             for (t = t0; t < t1; t++) {
                 MBI_ALIGN64 float acc[MBI_LANES];
-                int i;
-                for (i = 0; i < MBI_LANES; i += V_LANES) {
-                    V_STORE(acc + i, g->bias ? V_LOAD(g->bias + p * MBI_LANES + i) : V_SET1(0.0f));
-                }
+                MBI_T(mbi_gemm_start)(g, p, 1, MBI_LANES, acc);
                 (w->type == MAMBA_Q8   ? MBI_I(mbi_int8_q8)
                  : w->type == MAMBA_Q6 ? MBI_I(mbi_int8_q6)
                                        : MBI_I(mbi_int8_q4))(
@@ -4680,7 +4684,7 @@ static size_t mbi_k_prepared_bytes_avx512bf16(mamba_type type, int n, int n_toke
 }
 
 MBI_BF16_FN void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, int n, int n_tokens,
-                                              int t0, int t1, int g0, int g1, void *out) {
+                                          int t0, int t1, int g0, int g1, void *out) {
     size_t block = (size_t)n_tokens * MBI_LANES;
     int end = mbi_min_int(4 * g1, (n + MBI_LANES - 1) / MBI_LANES);
     int b;
@@ -4711,7 +4715,7 @@ MBI_BF16_FN void mbi_k_prepare_avx512bf16(mamba_type type, const float *x, int n
     V(MBI_BF16_ADD, t)
 #define MBI_BF16_KERNEL(name, V, N)                                                                \
     MBI_BF16_FN void name(const unsigned char *w, size_t stride, const unsigned char *x,           \
-                              size_t x_block, int n_blocks, float *acc, int width) {               \
+                          size_t x_block, int n_blocks, float *acc, int width) {                   \
         N(V, MBI_BF16_LOAD)                                                                        \
         for (; n_blocks > 0; n_blocks--, w += 512, x += x_block) {                                 \
             int c;                                                                                 \

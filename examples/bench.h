@@ -747,7 +747,7 @@ static int bench_go(bench_job *j) {
     }
     mamba_close(j->m.model);
     synthetic_free(&j->image);
-    mbi_default_free(NULL, j->buffer, 0);
+    mbi_default_free(NULL, j->buffer, ((size_t)j->limit_mib << 20) + 8192);
     free(j->tokens);
     free(j->logits);
     return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;

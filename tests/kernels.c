@@ -809,20 +809,8 @@ TEST(teams) {
     }
 #if MBI_OPENMP
     for (i = 2; i <= 6; i += 2) {
-        mbi_team team;
-        memset(&team, 0, sizeof team);
         w.n_jobs = 0;
-#pragma omp parallel num_threads(i)
-        {
-            if (omp_get_thread_num() == 0) {
-                mamba_parallel parallel = {mbi_team_run, &team};
-                team.n_members = omp_get_num_threads();
-                team_jobs(&w, &parallel);
-                mbi_team_run(&team, 0, NULL, NULL);
-            } else {
-                mbi_team_serve(&team, omp_get_thread_num(), omp_get_num_threads());
-            }
-        }
+        mbi_team_of(i, team_jobs, &w);
         CHECK(w.bad == 0 && w.n_jobs == 3000);
     }
 #endif
