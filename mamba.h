@@ -872,6 +872,10 @@ static int mbi_min_int(int a, int b) {
     return a < b ? a : b;
 }
 
+static int mbi_max_int(int a, int b) {
+    return a > b ? a : b;
+}
+
 /* Unaligned little-endian loads (the machine is little-endian, see @@platform). */
 static uint32_t mbi_load_u32(const void *p) {
     uint32_t v;
@@ -1428,6 +1432,7 @@ typedef struct mbi_gemm {
     const float *bias; /* (n_panels*16) or NULL */
     float *y;
     size_t y_panel, y_token;
+    int next;          /* panels up to here follow in the next calls: worth asking for meanwhile */
     void *scratch;     /* MBI_GEMM_SCRATCH bytes, 64-aligned, one per concurrent call */
 } mbi_gemm;
 
@@ -3559,7 +3564,8 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int count = mbi_min_int(span, n_groups - k);
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
-                MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(w, p, GROUP, p1, k, span);
+                MBI_I(mbi_ahead) ahead =
+                    MBI_I(mbi_ahead_of)(w, p, GROUP, mbi_max_int(p1, g->next), k, span);
                 int lines = ahead.left * I_TILE_NT / n + 1; /* to ask for at a tile */
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
@@ -4413,7 +4419,8 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
         }
         for (k = 0; k < n_groups; k += MBI_AMX_GROUPS) {
             b.n = mbi_min_int(MBI_AMX_GROUPS, n_groups - k);
-            b.ahead = MBI_I(mbi_ahead_of)(w, p, MBI_AMX_PANELS, p1, k, MBI_AMX_GROUPS);
+            b.ahead = MBI_I(mbi_ahead_of)(w, p, MBI_AMX_PANELS, mbi_max_int(p1, g->next), k,
+                                          MBI_AMX_GROUPS);
             b.w = in_place ? w->data + (size_t)p * w->panel_bytes + mbi_units_at(1024, k) : expanded;
             b.w_panel = in_place ? w->panel_bytes : (size_t)b.n * 1024;
             for (i = 0; i < b.n_panels; i++) {
@@ -6512,6 +6519,7 @@ struct mbi_ctx {
     float *u;                /* normalised input of the layer, blocked */
     unsigned char *prepared; /* activations as gemm wants them */
     unsigned char *ready;    /* the same, where tasks prepare while others still read `prepared` */
+    unsigned char *spare;    /* takes the place of `prepared` where that is to be read again */
     unsigned char *task_scratch;
     size_t task_bytes;       /* per task: MBI_GEMM_SCRATCH, then MBI_TASK_BLOCKS [T][16] blocks */
     float *scratch;          /* the layer's own */
@@ -6742,11 +6750,12 @@ typedef struct mbi_mamba1_job {
     float *dt, *B, *C;    /* blocked (dt_rank, T), (d_state, T) */
     const void *dt_ready; /* dt prepared for dt_proj */
     mbi_gemm in;          /* [x | z] = in_proj u */
+    int piece;            /* panels of it at a time, at most */
     float *conv_state, *h;
     int n_tasks, unit;    /* a task's channels are a multiple of 16*unit */
     unsigned char *x_ready, *y_ready; /* x for x_proj and y for out_proj, prepared by the tasks;
                                          NULL: not by them */
-    int n_chunks, first_pass; /* of a scan split over time */
+    int over_time, n_chunks, first_pass; /* of a scan split over time */
 } mbi_mamba1_job;
 
 /* If whole groups of 64 channels go round evenly, tasks take those and prepare what they made while
@@ -6776,10 +6785,9 @@ static unsigned char *mbi_mamba1_ready_at(const mbi_mamba1_job *j, mamba_type ty
     return j->unit == MBI_TASK_BLOCKS && any ? ctx->ready : NULL;
 }
 
-/* The group of x or y that starts at block b, into `to` unless that is NULL. */
-static void mbi_mamba1_ready(const mbi_mamba1_job *j, mamba_type type, int b, unsigned char *to) {
+/* Group g of x or y, into `to` unless that is NULL. */
+static void mbi_mamba1_ready(const mbi_mamba1_job *j, mamba_type type, int g, unsigned char *to) {
     if (to) {
-        int g = b / MBI_TASK_BLOCKS;
         j->ctx->k->prepare(type, j->x, j->m->d_inner, j->ctx->n_tokens, 0, j->ctx->n_tokens, g,
                            g + 1, to);
     }
@@ -6791,7 +6799,34 @@ static const void *mbi_mamba1_input(const mbi_mamba1_job *j, mamba_type type,
     return ready ? (const void *)ready : mbi_prepare(j->ctx, type, j->x, j->m->d_inner);
 }
 
-/* in_proj and convolution: a task takes the same channels of x and of z. */
+/* Panels of in_proj at a time: what they give shall wait in the second-level cache for what comes
+ * next.  All, where the products lose more by reading so much input again for every piece. */
+static int mbi_mamba1_piece(const mbi_ctx *ctx, const mbi_mamba1 *m) {
+    enum { PANELS = 8, Y_BYTES = 256 * 1024, X_BYTES = 1280 * 1024 };
+    size_t n_tokens = (size_t)ctx->n_tokens;
+    size_t read = ctx->k->prepared_bytes(m->in_proj.type, m->in_proj.cols, ctx->n_tokens);
+    int fit = (int)(Y_BYTES / (n_tokens * MBI_LANES * sizeof(float))) / PANELS * PANELS;
+    read = read != 0 ? read : n_tokens * (size_t)m->in_proj.cols * sizeof(float);
+    return read > X_BYTES ? m->in_proj.n_panels : mbi_max_int(fit, PANELS);
+}
+
+/* in_proj of blocks [b, end) of z, to z; those up to `last` come next. */
+static void mbi_mamba1_z(const mbi_mamba1_job *j, int b, int end, int last, float *z,
+                         void *scratch) {
+    mbi_gemm g = j->in;
+    mbi_mat w;
+    int from = mbi_mamba1_width(j->m) / MBI_LANES + b;
+    w = mbi_mat_from(j->in.w, from);
+    g.w = &w;
+    g.y = z;
+    g.bias = g.bias ? g.bias + (size_t)from * MBI_LANES : NULL;
+    g.scratch = scratch;
+    g.next = last - b;
+    j->ctx->k->gemm(&g, 0, end - b, 0, j->ctx->n_tokens);
+}
+
+/* in_proj and convolution of x.  z waits until the gate needs it, unless the scan is split over
+ * time. */
 static void mbi_mamba1_in_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
@@ -6802,24 +6837,29 @@ static void mbi_mamba1_in_task(void *arg, int i) {
     mbi_gemm g = j->in;
     g.scratch = j->ctx->task_scratch + (size_t)i * j->ctx->task_bytes;
     mbi_mamba1_range(j, i, &b, &end);
-    j->ctx->k->gemm(&g, b, end, 0, n_tokens);
-    j->ctx->k->gemm(&g, width / MBI_LANES + b, width / MBI_LANES + end, 0, n_tokens);
+    if (j->over_time) {
+        mbi_mamba1_z(j, b, end, end, j->z + (size_t)b * MBI_LANES * (size_t)n_tokens, g.scratch);
+    }
+    g.next = end;
     while (b < end) {
-        int next = mbi_min_int(b + MBI_TASK_BLOCKS, end);
+        int next = mbi_min_int(b + j->piece, end);
         int k;
+        j->ctx->k->gemm(&g, b, next, 0, n_tokens);
         for (k = b; k < next; k++) {
             float *x = j->x + (size_t)k * (size_t)n_tokens * MBI_LANES;
             int c = k * MBI_LANES;
             j->ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
                             n_tokens, j->conv_state + c, (size_t)width, x);
+            if ((k + 1) % MBI_TASK_BLOCKS == 0 || k + 1 == end) {
+                mbi_mamba1_ready(j, m->x_proj.type, k / MBI_TASK_BLOCKS, j->x_ready);
+            }
         }
-        mbi_mamba1_ready(j, m->x_proj.type, b, j->x_ready);
         b = next;
     }
 }
 
-/* dt_proj of 64 channels at a time, as float32 products like it best; softplus, scan and gate of
- * 16.  y replaces x. */
+/* A piece of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus, scan
+ * and gate of 16.  z lies where the task's first piece would, whichever it is; y replaces x. */
 static void mbi_mamba1_scan_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
@@ -6827,8 +6867,11 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     unsigned char *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
     float *dt = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
+    float *z;
+    const float *z_at = NULL;
     int b;
     int end;
+    int z_end;
     mbi_mat w;
     mbi_gemm g;
     memset(&g, 0, sizeof g);
@@ -6840,19 +6883,26 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
     g.y_token = MBI_LANES;
     g.scratch = scratch;
     mbi_mamba1_range(j, i, &b, &end);
+    z = j->z + (size_t)b * block;
+    z_end = b;
     while (b < end) {
         int next = mbi_min_int(b + MBI_TASK_BLOCKS, end);
         float *now = dt;
         int k;
+        if (b == z_end) {
+            z_end = mbi_min_int(b + j->piece, end);
+            mbi_mamba1_z(j, b, z_end, end, z, scratch);
+            z_at = z;
+        }
         w = mbi_mat_from(&m->dt_proj, b);
         ctx->k->gemm(&g, 0, next - b, 0, ctx->n_tokens);
-        for (k = b; k < next; k++, now += block) {
+        for (k = b; k < next; k++, now += block, z_at += block) {
             size_t c = (size_t)k * MBI_LANES;
             mbi_scan_block s;
             ctx->k->softplus(now, m->dt_bias + c, now, block);
             s.x = s.y = j->x + (size_t)k * block;
             s.dt = now;
-            s.z = j->z + (size_t)k * block;
+            s.z = z_at;
             s.A = m->A + c * (size_t)m->d_state;
             s.B = j->B;
             s.C = j->C;
@@ -6865,7 +6915,7 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
             s.d_state = m->d_state;
             ctx->k->scan_block(&s);
         }
-        mbi_mamba1_ready(j, m->out_proj.type, b, j->y_ready);
+        mbi_mamba1_ready(j, m->out_proj.type, b / MBI_TASK_BLOCKS, j->y_ready);
         b = next;
     }
 }
@@ -7011,7 +7061,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     int n_dt = mbi_pad_int(m->dt_rank, MBI_LANES) / MBI_LANES;
     int n_bc = mbi_pad_int(m->d_state, MBI_LANES) / MBI_LANES;
     float *bcdt = ctx->scratch + (size_t)m->in_proj.n_panels * block;
-    int over_time = ctx->time_chunk > 0 && ctx->n_tokens > ctx->time_chunk;
+    unsigned char *u;
     mbi_mamba1_job j;
     memset(&j, 0, sizeof j);
     j.ctx = ctx;
@@ -7025,13 +7075,18 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.h = state + (size_t)width * (size_t)(m->d_conv - 1);
     mbi_mamba1_share(&j);
     j.x_ready = mbi_mamba1_ready_at(&j, m->x_proj.type);
-    j.y_ready = over_time ? NULL : mbi_mamba1_ready_at(&j, m->out_proj.type);
+    j.over_time = ctx->time_chunk > 0 && ctx->n_tokens > ctx->time_chunk;
+    j.y_ready = j.over_time ? NULL : mbi_mamba1_ready_at(&j, m->out_proj.type);
+    j.piece = mbi_mamba1_piece(ctx, m);
 
-    MAMBA_PROFILE("norm, in_proj, conv");
+    MAMBA_PROFILE("norm, in_proj x, conv");
     j.in = mbi_gemm_of(ctx, &m->in_proj,
                        mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps), m->in_bias,
                        0, j.x);
     mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_in_task, &j);
+    u = ctx->prepared; /* z is still to be made of it */
+    ctx->prepared = ctx->spare;
+    ctx->spare = u;
     MAMBA_PROFILE("x_proj");
     mbi_linear(ctx, &m->x_proj, mbi_mamba1_input(&j, m->x_proj.type, j.x_ready), NULL, 0, bcdt);
     if (m->norm_bcdt) {
@@ -7040,9 +7095,9 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
         ctx->k->rmsnorm(j.B, NULL, m->bcdt_eps, m->d_state, T, 0, T, j.B);
         ctx->k->rmsnorm(j.C, NULL, m->bcdt_eps, m->d_state, T, 0, T, j.C);
     }
-    MAMBA_PROFILE("dt_proj, scan, gate");
+    MAMBA_PROFILE("in_proj z, dt_proj, scan");
     j.dt_ready = mbi_prepare(ctx, m->dt_proj.type, j.dt, m->dt_rank);
-    if (over_time) {
+    if (j.over_time) {
         mbi_mamba1_time_scan(&j);
     } else {
         mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_scan_task, &j);
@@ -8309,6 +8364,7 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     c->u = (float *)mbi_arena_take(a, width * T, 4);
     c->prepared = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
     c->ready = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
+    c->spare = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
     c->task_bytes = (size_t)(MBI_GEMM_SCRATCH + MBI_TASK_BLOCKS * T * MBI_LANES * 4);
     c->task_scratch = (unsigned char *)mbi_arena_take(a, (uint64_t)s->n_tasks, c->task_bytes);
     c->scratch = (float *)mbi_arena_take(a, scratch, 4);
