@@ -4267,28 +4267,42 @@ typedef struct mbi_amx_groups {
     const unsigned char *x; /* prepared: group k of tile i at x + i*x_tile + k*MBI_AMX_X_GROUP */
     size_t x_tile;
     float *acc;             /* [tile][panel][16 tokens][16 rows] */
-    int n, n_panels, n_tiles;
+    const float *start;     /* [panel][16] where sums start; NULL: in acc */
+    float *y;               /* of the first tile and panel, where sums end; NULL: in acc */
+    size_t y_panel, y_token;
+    int add, n, n_panels, n_tiles;
     MBI_I(mbi_ahead) ahead; /* what comes next */
 } mbi_amx_groups;
+
+/* The panel whose sums are scaled while the products of the next one are under way. */
+typedef struct mbi_amx_before {
+    int32_t (*sums)[256];   /* [group][16 tokens][16 rows] */
+    const unsigned char *x; /* its tile's activations */
+    const float *scales, *start;
+    float *acc, *y;
+} mbi_amx_before;
 
 #define MBI_AMX_16(X)                                                                              \
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 #define MBI_AMX_SUM(t) __m512 a##t = _mm512_setzero_ps();
-#define MBI_AMX_IN(t) a##t = _mm512_load_ps(acc + 16 * (t));
-#define MBI_AMX_OUT(t) _mm512_store_ps(acc + 16 * (t), a##t);
+#define MBI_AMX_START(t) a##t = start;
+#define MBI_AMX_IN(t) a##t = _mm512_load_ps(m.acc + 16 * (t));
+#define MBI_AMX_OUT(t) _mm512_store_ps(m.acc + 16 * (t), a##t);
+#define MBI_AMX_Y(t) _mm512_storeu_ps(m.y + (t) * b->y_token, a##t);
+#define MBI_AMX_Y_ADD(t) a##t = _mm512_add_ps(_mm512_loadu_ps(m.y + (t) * b->y_token), a##t);
 #define MBI_AMX_ADD(t)                                                                             \
     a##t = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(xs[2 * (t)])),                      \
                            _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * (t))), a##t);
 #define MBI_AMX_X(k, tile)                                                                         \
-    if ((k) < b->n) {                                                                              \
+    if ((k) < n) {                                                                                 \
         _tile_loadd(tile, x + (k) * MBI_AMX_X_GROUP, 64);                                          \
     }
 /* Group k of this panel, whose sums go to `tile`; the sums that lay there to `saved` [k_saved]. */
 #define MBI_AMX_PRODUCT(k, tile, w_tile, x_tile, any, saved, k_saved)                              \
-    if ((any) && (k_saved) < b->n) {                                                               \
+    if ((any) && (k_saved) < n) {                                                                  \
         _tile_stored(tile, (saved)[k_saved], 64);                                                  \
     }                                                                                              \
-    if (live && (k) < b->n) {                                                                      \
+    if (live && (k) < n) {                                                                         \
         _tile_loadd(tile, zeros, 0);                                                               \
         _tile_loadd(w_tile, w + (k) * 1024, 64);                                                   \
         _tile_dpbssd(tile, x_tile, w_tile);                                                        \
@@ -4296,75 +4310,100 @@ typedef struct mbi_amx_groups {
     MBI_BARRIER();
 /* Group k of the panel before. */
 #define MBI_AMX_SCALE(k)                                                                           \
-    if (more && (k) < b->n) {                                                                      \
-        const int32_t *sum = before[k];                                                            \
+    if (more && (k) < n) {                                                                         \
+        const int32_t *sum = m.sums[k];                                                            \
         const float *xs =                                                                          \
-            (const float *)(const void *)(x_before + (k) * MBI_AMX_X_GROUP + 16 * MBI_GROUP);      \
-        __m512 scale = _mm512_load_ps(scales + (k) * MBI_LANES);                                   \
+            (const float *)(const void *)(m.x + (k) * MBI_AMX_X_GROUP + 16 * MBI_GROUP);           \
+        __m512 scale = _mm512_load_ps(m.scales + (k) * MBI_LANES);                                 \
         MBI_AMX_16(MBI_AMX_ADD)                                                                    \
     }
 
-MBI_AMX_KERNEL void mbi_amx_int8_tiles(mbi_amx_groups *b) {
+/* live: the products of the n groups at w, into `now`; more: the scaling of panel m. */
+MBI_AMX_FN void mbi_amx_int8_step(const mbi_amx_groups *b, const int n, const int live,
+                                  const int more, const unsigned char *w, int32_t (*now)[256],
+                                  mbi_amx_before m) {
     static const MBI_ALIGN64 unsigned char zeros[64] = {0};
+    MBI_AMX_16(MBI_AMX_SUM)
+    if (more && m.start) {
+        __m512 start = _mm512_loadu_ps(m.start);
+        MBI_AMX_16(MBI_AMX_START)
+    } else if (more) {
+        MBI_AMX_16(MBI_AMX_IN)
+    }
+    MBI_AMX_PRODUCT(0, 0, 2, 4, more, m.sums, 2)
+    MBI_AMX_SCALE(0)
+    MBI_AMX_PRODUCT(1, 1, 3, 5, more, m.sums, 3)
+    MBI_AMX_SCALE(1)
+    MBI_AMX_PRODUCT(2, 0, 2, 6, live, now, 0)
+    MBI_AMX_SCALE(2)
+    MBI_AMX_PRODUCT(3, 1, 3, 7, live, now, 1)
+    MBI_AMX_SCALE(3)
+    if (more && m.y && b->add) {
+        MBI_AMX_16(MBI_AMX_Y_ADD)
+    }
+    if (more && m.y) {
+        MBI_AMX_16(MBI_AMX_Y)
+    } else if (more) {
+        MBI_AMX_16(MBI_AMX_OUT)
+    }
+}
+
+MBI_AMX_FN void mbi_amx_int8_walk(mbi_amx_groups *b, const int n) {
     MBI_ALIGN64 int32_t sums[2][4][256];
     const unsigned char *x = b->x;
-    const unsigned char *x_before = b->x;
-    const unsigned char *w = b->w;
-    const float *scales = b->scales;
-    float *acc = b->acc;
+    const unsigned char *x_next = x;
     int count = b->n_tiles * b->n_panels;
     int lines = b->ahead.left / count + 1; /* to ask for at a panel: of weights, of activations */
-    int x_lines = (b->n * MBI_AMX_X_GROUP / 64 + b->n_panels - 1) / b->n_panels;
-    const unsigned char *x_next = x;
-    int line;
-    int panel = 0;
-    int i;
-    MBI_AMX_16(MBI_AMX_SUM)
-    for (i = 0; i <= count; i++) { /* the products of panel i, the scaling of panel i - 1 */
-        int32_t(*now)[256] = sums[i % 2];
-        int32_t(*before)[256] = sums[1 - i % 2];
-        int live = i < count;
-        int more = i > 0;
-        MBI_I(mbi_ahead_some)(&b->ahead, lines);
-        if (live && panel == 0) {
-            MBI_AMX_X(0, 4)
-            MBI_AMX_X(1, 5)
-            MBI_AMX_X(2, 6)
-            MBI_AMX_X(3, 7)
-            x_next = i + b->n_panels < count ? x + b->x_tile : b->x + b->n * MBI_AMX_X_GROUP;
+    int x_lines = (n * MBI_AMX_X_GROUP / 64 + b->n_panels - 1) / b->n_panels;
+    mbi_amx_before m;
+    int i = 0;
+    int t;
+    memset(&m, 0, sizeof m);
+    for (t = 0; t < b->n_tiles; t++, x += b->x_tile) {
+        int p;
+        MBI_AMX_X(0, 4)
+        MBI_AMX_X(1, 5)
+        MBI_AMX_X(2, 6)
+        MBI_AMX_X(3, 7)
+        x_next = t + 1 < b->n_tiles ? x + b->x_tile : b->x + n * MBI_AMX_X_GROUP;
+        for (p = 0; p < b->n_panels; p++, i++) {
+            const unsigned char *w = b->w + (size_t)p * b->w_panel;
+            int32_t(*now)[256] = sums[i % 2];
+            int line;
+            MBI_I(mbi_ahead_some)(&b->ahead, lines);
+            for (line = 0; line < x_lines; line++, x_next += 64) {
+                _mm_prefetch((const char *)x_next, _MM_HINT_T0);
+            }
+            if (i == 0) {
+                mbi_amx_int8_step(b, n, 1, 0, w, now, m);
+            } else {
+                mbi_amx_int8_step(b, n, 1, 1, w, now, m);
+            }
+            m.sums = now;
+            m.x = x;
+            m.scales = b->scales + p * n * MBI_LANES;
+            m.start = b->start ? b->start + p * MBI_LANES : NULL;
+            m.acc = b->acc + i * 256;
+            m.y = b->y ? b->y + (size_t)p * b->y_panel + (size_t)t * 16 * b->y_token : NULL;
         }
-        for (line = 0; line < x_lines; line++, x_next += 64) {
-            _mm_prefetch((const char *)x_next, _MM_HINT_T0);
-        }
-        if (more) {
-            MBI_AMX_16(MBI_AMX_IN)
-        }
-        MBI_AMX_PRODUCT(0, 0, 2, 4, more, before, 2)
-        MBI_AMX_SCALE(0)
-        MBI_AMX_PRODUCT(1, 1, 3, 5, more, before, 3)
-        MBI_AMX_SCALE(1)
-        MBI_AMX_PRODUCT(2, 0, 2, 6, live, now, 0)
-        MBI_AMX_SCALE(2)
-        MBI_AMX_PRODUCT(3, 1, 3, 7, live, now, 1)
-        MBI_AMX_SCALE(3)
-        if (more) {
-            MBI_AMX_16(MBI_AMX_OUT)
-            acc += 256;
-        }
-        x_before = x;
-        scales = b->scales + panel * b->n * MBI_LANES;
-        w += b->w_panel;
-        if (++panel == b->n_panels) {
-            panel = 0;
-            w = b->w;
-            x += b->x_tile;
-        }
+    }
+    mbi_amx_int8_step(b, n, 0, 1, NULL, NULL, m);
+}
+
+MBI_AMX_KERNEL void mbi_amx_int8_tiles(mbi_amx_groups *b) {
+    if (b->n == MBI_AMX_GROUPS) {
+        mbi_amx_int8_walk(b, MBI_AMX_GROUPS);
+    } else {
+        mbi_amx_int8_walk(b, b->n);
     }
 }
 #undef MBI_AMX_16
 #undef MBI_AMX_SUM
+#undef MBI_AMX_START
 #undef MBI_AMX_IN
 #undef MBI_AMX_OUT
+#undef MBI_AMX_Y
+#undef MBI_AMX_Y_ADD
 #undef MBI_AMX_ADD
 #undef MBI_AMX_X
 #undef MBI_AMX_PRODUCT
@@ -4391,19 +4430,20 @@ MBI_AMX_KERNEL void mbi_amx_int8_expand(const mbi_mat *w, int p, int g, int n, u
 }
 
 /* Tokens [t0, t1), whole tiles: a few panels and groups at a time, so that their weights and a tile of
- * activations stay in the first-level cache; sums wait in the scratch. */
+ * activations stay in the first-level cache; between them sums wait in the scratch. */
 MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
+    static const float zeros[MBI_AMX_PANELS * MBI_LANES] = {0};
     enum { TILES = MBI_AMX_PANELS * MBI_AMX_GROUPS };
     const mbi_mat *w = g->w;
     unsigned char *expanded = (unsigned char *)g->scratch;
     float *scales = (float *)(void *)(expanded + TILES * 1024);
-    float *acc = scales + TILES * MBI_LANES;
     int in_place = w->type == MAMBA_Q8;
     int n_groups = mbi_groups(w->cols);
     size_t token = (size_t)n_groups * MBI_INT8_TOKEN_BYTES;
     int p;
     for (p = p0; p < p1; p += MBI_AMX_PANELS) {
         mbi_amx_groups b;
+        int direct;
         int k;
         int t;
         int i;
@@ -4411,12 +4451,11 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
         b.n_tiles = (t1 - t0) / 16;
         b.scales = scales;
         b.x_tile = 16 * token;
-        b.acc = acc;
-        for (t = 0; t < (t1 - t0) * b.n_panels; t++) {
-            const float *bias = g->bias ? g->bias + (p + t / 16 % b.n_panels) * MBI_LANES : NULL;
-            _mm512_store_ps(acc + t * MBI_LANES,
-                            bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps());
-        }
+        b.acc = scales + TILES * MBI_LANES;
+        b.y_panel = g->y_panel;
+        b.y_token = g->y_token;
+        b.add = g->add;
+        direct = !(g->exact_rows && (p + b.n_panels) * MBI_LANES > w->rows);
         for (k = 0; k < n_groups; k += MBI_AMX_GROUPS) {
             b.n = mbi_min_int(MBI_AMX_GROUPS, n_groups - k);
             b.ahead = MBI_I(mbi_ahead_of)(w, p, MBI_AMX_PANELS, mbi_max_int(p1, g->next), k,
@@ -4428,12 +4467,16 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
                                     scales + i * b.n * MBI_LANES);
             }
             b.x = (const unsigned char *)g->x + (size_t)t0 * token + (size_t)k * MBI_AMX_X_GROUP;
+            b.start = k > 0 ? NULL : g->bias ? g->bias + p * MBI_LANES : zeros;
+            b.y = direct && k + b.n == n_groups
+                      ? g->y + (size_t)p * g->y_panel + (size_t)t0 * g->y_token
+                      : NULL;
             mbi_amx_int8_tiles(&b);
         }
-        for (t = 0; t < b.n_tiles; t++) {
+        for (t = 0; t < b.n_tiles && !direct; t++) {
             for (i = 0; i < b.n_panels; i++) {
                 MBI_T(mbi_gemm_finish)(g, p + i, t0 + t * 16, 16,
-                                       acc + (t * b.n_panels + i) * 256, MBI_LANES);
+                                       b.acc + (t * b.n_panels + i) * 256, MBI_LANES);
             }
         }
     }
