@@ -4256,7 +4256,8 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
 enum {
     MBI_AMX_PANELS = 8, /* of a block of weights: 32 KiB */
     MBI_AMX_GROUPS = 4, /* as many as lie together in a file, see mbi_units_at */
-    MBI_AMX_X_GROUP = 16 * MBI_INT8_TOKEN_BYTES /* a tile's activations */
+    MBI_AMX_X_GROUP = 16 * MBI_INT8_TOKEN_BYTES, /* a tile's activations */
+    MBI_AMX_BASE = 0x4b400000                   /* where sums start: 3*2^22 as a float */
 };
 
 /* n groups of n_panels panels and n_tiles tiles of tokens. */
@@ -4292,7 +4293,7 @@ typedef struct mbi_amx_before {
 #define MBI_AMX_Y_ADD(t) a##t = _mm512_add_ps(_mm512_loadu_ps(m.y + (t) * b->y_token), a##t);
 #define MBI_AMX_ADD(t)                                                                             \
     a##t = _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(xs[2 * (t)])),                      \
-                           _mm512_cvtepi32_ps(_mm512_load_si512(sum + 16 * (t))), a##t);
+                           _mm512_add_ps(_mm512_load_ps(sum + 16 * (t)), base), a##t);
 #define MBI_AMX_X(k, tile)                                                                         \
     if ((k) < n) {                                                                                 \
         _tile_loadd(tile, x + (k) * MBI_AMX_X_GROUP, 64);                                          \
@@ -4303,7 +4304,7 @@ typedef struct mbi_amx_before {
         _tile_stored(tile, (saved)[k_saved], 64);                                                  \
     }                                                                                              \
     if (live && (k) < n) {                                                                         \
-        _tile_loadd(tile, zeros, 0);                                                               \
+        _tile_loadd(tile, bases, 0);                                                               \
         _tile_loadd(w_tile, w + (k) * 1024, 64);                                                   \
         _tile_dpbssd(tile, x_tile, w_tile);                                                        \
     }                                                                                              \
@@ -4311,7 +4312,7 @@ typedef struct mbi_amx_before {
 /* Group k of the panel before. */
 #define MBI_AMX_SCALE(k)                                                                           \
     if (more && (k) < n) {                                                                         \
-        const int32_t *sum = m.sums[k];                                                            \
+        const float *sum = (const float *)(const void *)m.sums[k];                                 \
         const float *xs =                                                                          \
             (const float *)(const void *)(m.x + (k) * MBI_AMX_X_GROUP + 16 * MBI_GROUP);           \
         __m512 scale = _mm512_load_ps(m.scales + (k) * MBI_LANES);                                 \
@@ -4322,7 +4323,11 @@ typedef struct mbi_amx_before {
 MBI_AMX_FN void mbi_amx_int8_step(const mbi_amx_groups *b, const int n, const int live,
                                   const int more, const unsigned char *w, int32_t (*now)[256],
                                   mbi_amx_before m) {
-    static const MBI_ALIGN64 unsigned char zeros[64] = {0};
+    static const MBI_ALIGN64 int32_t bases[16] = {
+        MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE,
+        MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE,
+        MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE};
+    const __m512 base = _mm512_set1_ps(-12582912.0f);
     MBI_AMX_16(MBI_AMX_SUM)
     if (more && m.start) {
         __m512 start = _mm512_loadu_ps(m.start);
