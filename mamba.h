@@ -4245,14 +4245,20 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
  * are then scaled and added in registers, group by group, exactly as in avx512vnni.
  *
  * Why the order below (Sapphire Rapids, variants of this code interleaved over the four matrices of
- * 130m and 1.4b): the activations of four groups stay in tiles while eight panels pass, 910 GOP/s
- * for 1.4b's in_proj where loading them for every product gives 860, as a stream past the
- * first-level cache 770 to 820; two products and then two scalings at a time 800.  To ask for the
- * next activations meanwhile gains 5 %, to read q8 where it lies instead of copying it 3 to 10 %.
- * A tilezero makes the product behind it wait for all before it, so sums start from a load of
- * zeros; a sum is stored when its tile is needed again, two products later, and scaled a panel
- * later: later still is slower, not faster.  Little of it overlaps: without the scaling 1190,
- * without the loads of weights 1090, of zeros 970. */
+ * 130m and 1.4b): the activations of four groups stay in tiles while eight panels pass; to load them
+ * for every product costs 5 %, as a stream past the first-level cache 10 to 15 %; two products and
+ * then two scalings at a time 12 %.  To ask for the next activations meanwhile gains 5 %, to read q8
+ * where it lies instead of copying it 3 to 10 %, not to pass over the sums before and after 9 to
+ * 22 %.  A tilezero makes the product behind it wait for all before it, so sums start from a load; a
+ * sum is stored when its tile is needed again, two products later, and scaled a panel later: later
+ * still is slower, not faster.
+ *
+ * While a product is under way, one of the two ports for 512 bits takes no multiplications and no
+ * conversions, but additions: 48 conversions and multiplications behind a product 51 cycles, with
+ * additions in place of the 16 conversions 34.  So integer sums start from the bits of 3*2^22 as a
+ * float, come out as the float 3*2^22 + sum, exactly (|sum| <= 2^20 < 2^22), and lose it by an
+ * addition.  Of 25 ns for a product, 16 remain in a loop without sums in memory, 17 without the
+ * scaling. */
 enum {
     MBI_AMX_PANELS = 8, /* of a block of weights: 32 KiB */
     MBI_AMX_GROUPS = 4, /* as many as lie together in a file, see mbi_units_at */

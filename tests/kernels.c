@@ -439,6 +439,33 @@ TEST(odd_activations) {
     free(x);
 }
 
+/* The largest sums that a group of columns can have, of either sign. */
+TEST(largest_sums) {
+    enum { COLS = 256, T = 21, BLOCK = 64 + 4 * 1024 };
+    float *x = blocked_make(COLS, T);
+    weights w;
+    float y[T * 16];
+    int t;
+    int i;
+    weights_make(&w, MAMBA_Q8, 16, COLS);
+    memset(w.bytes, 127, 64);
+    memset(w.bytes + 64, 0x80, BLOCK - 64); /* -128 */
+    for (t = 0; t < T; t++) {
+        for (i = 0; i < COLS; i++) {
+            x[(i / 16 * T + t) * 16 + i % 16] = t % 2 ? -2.5f : 2.5f;
+        }
+    }
+    product(&w, x, T, NULL, 0, 0, y, (size_t)T * 16, 16, 1, 0);
+    for (t = 0; t < T; t++) {
+        double exact = (t % 2 ? 1 : -1) * 2.5 * 128 * COLS * 127 * 127 * (double)w.mat.bases[0];
+        for (i = 0; i < 16; i++) {
+            CHECK_NEAR(y[t * 16 + i], exact, ldexp(fabs(exact), -24) * (COLS + 8));
+        }
+    }
+    weights_free(&w);
+    free(x);
+}
+
 #if MBI_BUILD_AMX
 TEST(amx_is_avx512vnni) { /* in the types that have integers */
     check_twins("amx", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
@@ -840,6 +867,7 @@ TEST_MAIN(KERNELS_NAME) {
         }
         RUN(products);
         RUN(odd_activations);
+        RUN(largest_sums);
         RUN(elementary);
         RUN(rmsnorm);
         RUN(convolution);
