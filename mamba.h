@@ -4245,13 +4245,13 @@ MBI_AMX_KERNEL void mbi_amx_tokens(const mbi_gemm *g, const mbi_amx_shape *s, in
  * are then scaled and added in registers, group by group, exactly as in avx512vnni.
  *
  * Why the order below (Sapphire Rapids, variants of this code interleaved over the four matrices of
- * 130m and 1.4b): the activations of four groups stay in tiles while eight panels pass; to load them
- * for every product costs 5 %, as a stream past the first-level cache 10 to 15 %; two products and
- * then two scalings at a time 12 %.  To ask for the next activations meanwhile gains 5 %, to read q8
- * where it lies instead of copying it 3 to 10 %, not to pass over the sums before and after 9 to
- * 22 %.  A tilezero makes the product behind it wait for all before it, so sums start from a load; a
- * sum is stored when its tile is needed again, two products later, and scaled a panel later: later
- * still is slower, not faster.
+ * 130m and 1.4b): the activations of four groups stay in tiles while eight panels pass; to load
+ * them for every product costs 5 %, as a stream past the first-level cache 10 to 15 %; two products
+ * and then two scalings at a time 12 %.  To ask for the next activations meanwhile gains 5 %, to
+ * read q8 where it lies instead of copying it 3 to 10 %, not to pass over the sums before and after
+ * 9 to 22 %.  A tilezero makes the product behind it wait for all before it, so sums start from a
+ * load; a sum is stored when its tile is needed again, two products later, and scaled a panel
+ * later: later still is slower, not faster.
  *
  * While a product is under way, one of the two ports for 512 bits takes no multiplications and no
  * conversions, but additions: 48 conversions and multiplications behind a product 51 cycles, with
@@ -6912,8 +6912,8 @@ static void mbi_mamba1_in_task(void *arg, int i) {
     }
 }
 
-/* A piece of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus, scan
- * and gate of 16.  z lies where the task's first piece would, whichever it is; y replaces x. */
+/* A piece of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus,
+ * scan and gate of 16.  Every piece of z lies where the task's first one would; y replaces x. */
 static void mbi_mamba1_scan_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
