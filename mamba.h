@@ -6573,7 +6573,7 @@ struct mbi_ctx {
     float *u;                /* normalised input of the layer, blocked */
     unsigned char *prepared; /* activations as gemm wants them */
     unsigned char *ready;    /* the same, where tasks prepare while others still read `prepared` */
-    unsigned char *spare;    /* takes the place of `prepared` where that is to be read again */
+    unsigned char *spare;    /* see mbi_keep_prepared */
     unsigned char *task_scratch;
     size_t task_bytes;       /* per task: MBI_GEMM_SCRATCH, then MBI_TASK_BLOCKS [T][16] blocks */
     float *scratch;          /* the layer's own */
@@ -6631,6 +6631,13 @@ static const void *mbi_prepare(const mbi_ctx *ctx, mamba_type type, const float 
     j.x = x;
     j.n = n;
     return mbi_prepare_run(ctx, &j);
+}
+
+/* What is prepared next leaves what was prepared last as it is. */
+static void mbi_keep_prepared(mbi_ctx *ctx) {
+    unsigned char *kept = ctx->prepared;
+    ctx->prepared = ctx->spare;
+    ctx->spare = kept;
 }
 
 /* ctx->u = rmsnorm(ctx->r), prepared for products with weights of this type. */
@@ -6716,6 +6723,30 @@ static void mbi_linear(const mbi_ctx *ctx, const mbi_mat *w, const void *x, cons
                        int add, float *y) {
     mbi_gemm g = mbi_gemm_of(ctx, w, x, bias, add, y);
     mbi_matmul(ctx, &g);
+}
+
+/* Within a task: panels [p, end) of the product *whole, to y; those up to `next` are its next ones. */
+static void mbi_part(const mbi_ctx *ctx, const mbi_gemm *whole, int p, int end, int next, float *y,
+                     void *scratch) {
+    mbi_gemm g = *whole;
+    mbi_mat w = mbi_mat_from(whole->w, p);
+    g.w = &w;
+    g.bias = g.bias ? g.bias + (size_t)p * MBI_LANES : NULL;
+    g.y = y;
+    g.next = next - p;
+    g.scratch = scratch;
+    ctx->k->gemm(&g, 0, end - p, 0, ctx->n_tokens);
+}
+
+/* Panels of such a part, at most: what they give shall wait in the second-level cache for what comes
+ * next.  All, where the products lose more by reading so much input again for every part. */
+static int mbi_part_panels(const mbi_ctx *ctx, const mbi_mat *w) {
+    enum { PANELS = 8, Y_BYTES = 256 * 1024, X_BYTES = 1280 * 1024 };
+    size_t n_tokens = (size_t)ctx->n_tokens;
+    size_t read = ctx->k->prepared_bytes(w->type, w->cols, ctx->n_tokens);
+    int fit = (int)(Y_BYTES / (n_tokens * MBI_LANES * sizeof(float))) / PANELS * PANELS;
+    read = read != 0 ? read : n_tokens * (size_t)w->cols * sizeof(float);
+    return read > X_BYTES ? w->n_panels : mbi_max_int(fit, PANELS);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -6804,7 +6835,7 @@ typedef struct mbi_mamba1_job {
     float *dt, *B, *C;    /* blocked (dt_rank, T), (d_state, T) */
     const void *dt_ready; /* dt prepared for dt_proj */
     mbi_gemm in;          /* [x | z] = in_proj u */
-    int piece;            /* panels of it at a time, at most */
+    int part;             /* panels of it at a time, at most */
     float *conv_state, *h;
     int n_tasks, unit;    /* a task's channels are a multiple of 16*unit */
     unsigned char *x_ready, *y_ready; /* x for x_proj and y for out_proj, prepared by the tasks;
@@ -6853,57 +6884,31 @@ static const void *mbi_mamba1_input(const mbi_mamba1_job *j, mamba_type type,
     return ready ? (const void *)ready : mbi_prepare(j->ctx, type, j->x, j->m->d_inner);
 }
 
-/* Panels of in_proj at a time: what they give shall wait in the second-level cache for what comes
- * next.  All, where the products lose more by reading so much input again for every piece. */
-static int mbi_mamba1_piece(const mbi_ctx *ctx, const mbi_mamba1 *m) {
-    enum { PANELS = 8, Y_BYTES = 256 * 1024, X_BYTES = 1280 * 1024 };
-    size_t n_tokens = (size_t)ctx->n_tokens;
-    size_t read = ctx->k->prepared_bytes(m->in_proj.type, m->in_proj.cols, ctx->n_tokens);
-    int fit = (int)(Y_BYTES / (n_tokens * MBI_LANES * sizeof(float))) / PANELS * PANELS;
-    read = read != 0 ? read : n_tokens * (size_t)m->in_proj.cols * sizeof(float);
-    return read > X_BYTES ? m->in_proj.n_panels : mbi_max_int(fit, PANELS);
-}
-
-/* in_proj of blocks [b, end) of z, to z; those up to `last` come next. */
-static void mbi_mamba1_z(const mbi_mamba1_job *j, int b, int end, int last, float *z,
-                         void *scratch) {
-    mbi_gemm g = j->in;
-    mbi_mat w;
-    int from = mbi_mamba1_width(j->m) / MBI_LANES + b;
-    w = mbi_mat_from(j->in.w, from);
-    g.w = &w;
-    g.y = z;
-    g.bias = g.bias ? g.bias + (size_t)from * MBI_LANES : NULL;
-    g.scratch = scratch;
-    g.next = last - b;
-    j->ctx->k->gemm(&g, 0, end - b, 0, j->ctx->n_tokens);
-}
-
 /* in_proj and convolution of x.  z waits until the gate needs it, unless the scan is split over
  * time. */
 static void mbi_mamba1_in_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
-    int n_tokens = j->ctx->n_tokens;
+    mbi_ctx *ctx = j->ctx;
+    size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     int width = mbi_mamba1_width(m);
+    int z = width / MBI_LANES;
+    void *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
     int b;
     int end;
-    mbi_gemm g = j->in;
-    g.scratch = j->ctx->task_scratch + (size_t)i * j->ctx->task_bytes;
     mbi_mamba1_range(j, i, &b, &end);
     if (j->over_time) {
-        mbi_mamba1_z(j, b, end, end, j->z + (size_t)b * MBI_LANES * (size_t)n_tokens, g.scratch);
+        mbi_part(ctx, &j->in, z + b, z + end, z + end, j->z + (size_t)b * block, scratch);
     }
-    g.next = end;
     while (b < end) {
-        int next = mbi_min_int(b + j->piece, end);
+        int next = mbi_min_int(b + j->part, end);
         int k;
-        j->ctx->k->gemm(&g, b, next, 0, n_tokens);
+        mbi_part(ctx, &j->in, b, next, end, j->x + (size_t)b * block, scratch);
         for (k = b; k < next; k++) {
-            float *x = j->x + (size_t)k * (size_t)n_tokens * MBI_LANES;
+            float *x = j->x + (size_t)k * block;
             int c = k * MBI_LANES;
-            j->ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
-                            n_tokens, j->conv_state + c, (size_t)width, x);
+            ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
+                         ctx->n_tokens, j->conv_state + c, (size_t)width, x);
             if ((k + 1) % MBI_TASK_BLOCKS == 0 || k + 1 == end) {
                 mbi_mamba1_ready(j, m->x_proj.type, k / MBI_TASK_BLOCKS, j->x_ready);
             }
@@ -6912,8 +6917,8 @@ static void mbi_mamba1_in_task(void *arg, int i) {
     }
 }
 
-/* A piece of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus,
- * scan and gate of 16.  Every piece of z lies where the task's first one would; y replaces x. */
+/* A part of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus,
+ * scan and gate of 16.  Every part of z lies where the task's first one would; y replaces x. */
 static void mbi_mamba1_scan_task(void *arg, int i) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
@@ -6944,8 +6949,9 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
         float *now = dt;
         int k;
         if (b == z_end) {
-            z_end = mbi_min_int(b + j->piece, end);
-            mbi_mamba1_z(j, b, z_end, end, z, scratch);
+            int p = mbi_mamba1_width(m) / MBI_LANES;
+            z_end = mbi_min_int(b + j->part, end);
+            mbi_part(ctx, &j->in, p + b, p + z_end, p + end, z, scratch);
             z_at = z;
         }
         w = mbi_mat_from(&m->dt_proj, b);
@@ -7115,7 +7121,6 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     int n_dt = mbi_pad_int(m->dt_rank, MBI_LANES) / MBI_LANES;
     int n_bc = mbi_pad_int(m->d_state, MBI_LANES) / MBI_LANES;
     float *bcdt = ctx->scratch + (size_t)m->in_proj.n_panels * block;
-    unsigned char *u;
     mbi_mamba1_job j;
     memset(&j, 0, sizeof j);
     j.ctx = ctx;
@@ -7131,16 +7136,14 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.x_ready = mbi_mamba1_ready_at(&j, m->x_proj.type);
     j.over_time = ctx->time_chunk > 0 && ctx->n_tokens > ctx->time_chunk;
     j.y_ready = j.over_time ? NULL : mbi_mamba1_ready_at(&j, m->out_proj.type);
-    j.piece = mbi_mamba1_piece(ctx, m);
+    j.part = mbi_part_panels(ctx, &m->in_proj);
 
     MAMBA_PROFILE("norm, in_proj x, conv");
     j.in = mbi_gemm_of(ctx, &m->in_proj,
                        mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps), m->in_bias,
                        0, j.x);
     mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_in_task, &j);
-    u = ctx->prepared; /* z is still to be made of it */
-    ctx->prepared = ctx->spare;
-    ctx->spare = u;
+    mbi_keep_prepared(ctx); /* z is still to be made of it */
     MAMBA_PROFILE("x_proj");
     mbi_linear(ctx, &m->x_proj, mbi_mamba1_input(&j, m->x_proj.type, j.x_ready), NULL, 0, bcdt);
     if (m->norm_bcdt) {
