@@ -19,9 +19,10 @@ cc_name := $(notdir $(firstword $(CC)))
 B ?= build$(if $(filter-out cc-release,$(cc_name)-$(config)),/$(cc_name)-$(config))
 GOLDEN_B ?= $(B)
 flags_release =
-test_release = -O1 # of the tests themselves; the library that they link is built with CFLAGS
+# -g1: line numbers alone, in two thirds of the time
+test_release = -O1 -g1 # of the tests themselves; the library that they link is built with CFLAGS
 flags_debug = -O0
-flags_sanitize = -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+flags_sanitize = -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 ifeq ($(filter $(config),release debug sanitize),)
 $(error config must be release, debug or sanitize)
 endif
