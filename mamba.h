@@ -3335,18 +3335,20 @@ MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_lines)(const mbi_mat *w, const unsigned 
     return a;
 }
 
-/* What follows groups [g, g+span) of panels [p, p+step): the next ones of the same panels, or the first
- * ones of the next panels below p1, if there are any. */
-MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_mat *w, int p, int step, int p1, int g,
+/* What follows groups [k, k+span) of panels [p, p+step): the next ones of the same panels, or the first
+ * ones of the next panels below p1 or g->next, if there are any. */
+MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_gemm *g, int p, int step, int p1, int k,
                                             int span) {
+    const mbi_mat *w = g->w;
     size_t bytes = mbi_group_bytes(w->type);
     size_t first;
-    int more = g + span < mbi_groups(w->cols);
+    int more = k + span < mbi_groups(w->cols);
     int last;
+    p1 = mbi_max_int(p1, g->next);
     p = mbi_min_int(more ? p : p + step, p1);
-    g = more ? g + span : 0;
-    last = mbi_min_int(g + span, mbi_groups(w->cols)) - 1;
-    first = mbi_units_at(bytes, g) - 64; /* perhaps the codes in front */
+    k = more ? k + span : 0;
+    last = mbi_min_int(k + span, mbi_groups(w->cols)) - 1;
+    first = mbi_units_at(bytes, k) - 64; /* perhaps the codes in front */
     return MBI_I(mbi_ahead_lines)(w, w->data + (size_t)p * w->panel_bytes + first,
                                   mbi_min_int(step, p1 - p),
                                   (mbi_units_at(bytes, last) + bytes - first) / 64);
@@ -3564,8 +3566,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int count = mbi_min_int(span, n_groups - k);
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
-                MBI_I(mbi_ahead) ahead =
-                    MBI_I(mbi_ahead_of)(w, p, GROUP, mbi_max_int(p1, g->next), k, span);
+                MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(g, p, GROUP, p1, k, span);
                 int lines = ahead.left * I_TILE_NT / n + 1; /* to ask for at a tile */
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
@@ -4291,6 +4292,7 @@ typedef struct mbi_amx_before {
 
 #define MBI_AMX_16(X)                                                                              \
     X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define MBI_AMX_BASES(t) MBI_AMX_BASE,
 #define MBI_AMX_SUM(t) __m512 a##t = _mm512_setzero_ps();
 #define MBI_AMX_START(t) a##t = start;
 #define MBI_AMX_IN(t) a##t = _mm512_load_ps(m.acc + 16 * (t));
@@ -4329,11 +4331,8 @@ typedef struct mbi_amx_before {
 MBI_AMX_FN void mbi_amx_int8_step(const mbi_amx_groups *b, const int n, const int live,
                                   const int more, const unsigned char *w, int32_t (*now)[256],
                                   mbi_amx_before m) {
-    static const MBI_ALIGN64 int32_t bases[16] = {
-        MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE,
-        MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE,
-        MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE, MBI_AMX_BASE};
-    const __m512 base = _mm512_set1_ps(-12582912.0f);
+    static const MBI_ALIGN64 int32_t bases[16] = {MBI_AMX_16(MBI_AMX_BASES)};
+    const __m512 base = _mm512_set1_ps(-12582912.0f); /* what MBI_AMX_BASE adds */
     MBI_AMX_16(MBI_AMX_SUM)
     if (more && m.start) {
         __m512 start = _mm512_loadu_ps(m.start);
@@ -4359,10 +4358,10 @@ MBI_AMX_FN void mbi_amx_int8_step(const mbi_amx_groups *b, const int n, const in
     }
 }
 
+/* All panels of a tile, tile by tile; n is b->n, perhaps known to the compiler. */
 MBI_AMX_FN void mbi_amx_int8_walk(mbi_amx_groups *b, const int n) {
     MBI_ALIGN64 int32_t sums[2][4][256];
     const unsigned char *x = b->x;
-    const unsigned char *x_next = x;
     int count = b->n_tiles * b->n_panels;
     int lines = b->ahead.left / count + 1; /* to ask for at a panel: of weights, of activations */
     int x_lines = (n * MBI_AMX_X_GROUP / 64 + b->n_panels - 1) / b->n_panels;
@@ -4371,12 +4370,13 @@ MBI_AMX_FN void mbi_amx_int8_walk(mbi_amx_groups *b, const int n) {
     int t;
     memset(&m, 0, sizeof m);
     for (t = 0; t < b->n_tiles; t++, x += b->x_tile) {
+        const unsigned char *x_next =
+            t + 1 < b->n_tiles ? x + b->x_tile : b->x + n * MBI_AMX_X_GROUP;
         int p;
         MBI_AMX_X(0, 4)
         MBI_AMX_X(1, 5)
         MBI_AMX_X(2, 6)
         MBI_AMX_X(3, 7)
-        x_next = t + 1 < b->n_tiles ? x + b->x_tile : b->x + n * MBI_AMX_X_GROUP;
         for (p = 0; p < b->n_panels; p++, i++) {
             const unsigned char *w = b->w + (size_t)p * b->w_panel;
             int32_t(*now)[256] = sums[i % 2];
@@ -4409,6 +4409,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_tiles(mbi_amx_groups *b) {
     }
 }
 #undef MBI_AMX_16
+#undef MBI_AMX_BASES
 #undef MBI_AMX_SUM
 #undef MBI_AMX_START
 #undef MBI_AMX_IN
@@ -4469,8 +4470,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
         direct = !(g->exact_rows && (p + b.n_panels) * MBI_LANES > w->rows);
         for (k = 0; k < n_groups; k += MBI_AMX_GROUPS) {
             b.n = mbi_min_int(MBI_AMX_GROUPS, n_groups - k);
-            b.ahead = MBI_I(mbi_ahead_of)(w, p, MBI_AMX_PANELS, mbi_max_int(p1, g->next), k,
-                                          MBI_AMX_GROUPS);
+            b.ahead = MBI_I(mbi_ahead_of)(g, p, MBI_AMX_PANELS, p1, k, MBI_AMX_GROUPS);
             b.w = in_place ? w->data + (size_t)p * w->panel_bytes + mbi_units_at(1024, k) : expanded;
             b.w_panel = in_place ? w->panel_bytes : (size_t)b.n * 1024;
             for (i = 0; i < b.n_panels; i++) {

@@ -131,19 +131,24 @@ static double bench_limit_once(const bench_job *j, int which, int threads) {
                        threads);
 }
 
+/* The loops prefetch up to 8 KiB behind the end. */
+static size_t bench_buffer_bytes(const bench_job *j) {
+    return ((size_t)j->limit_mib << 20) + 8192;
+}
+
 static int bench_limits(bench_job *j) {
-    size_t bytes = (size_t)j->limit_mib << 20;
+    size_t bytes = bench_buffer_bytes(j);
     int which;
     int t;
     if (j->limit_mib == 0) {
         return CLI_OK;
     }
-    j->buffer = (unsigned char *)mbi_default_alloc(NULL, bytes + 8192, 4096); /* huge pages, as weights have */
+    j->buffer = (unsigned char *)mbi_default_alloc(NULL, bytes, 4096); /* huge pages, as weights have */
     if (j->buffer == NULL) {
         return cli_fail(CLI_FAILED, "out of memory: %lld MiB for the bandwidth; use --limit-mib N",
                         (long long)j->limit_mib);
     }
-    memset(j->buffer, 1, bytes + 8192); /* the loops prefetch up to 8 KiB behind the end */
+    memset(j->buffer, 1, bytes);
     for (which = 0; which < LIMIT_COUNT; which++) {
         limits_fn f = limits_find(which);
         if (f == NULL) {
@@ -747,7 +752,7 @@ static int bench_go(bench_job *j) {
     }
     mamba_close(j->m.model);
     synthetic_free(&j->image);
-    mbi_default_free(NULL, j->buffer, ((size_t)j->limit_mib << 20) + 8192);
+    mbi_default_free(NULL, j->buffer, bench_buffer_bytes(j));
     free(j->tokens);
     free(j->logits);
     return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;
