@@ -1302,9 +1302,80 @@ static void mbi_with_team(const mamba_parallel *parallel, int n_threads,
     body(arg, parallel);
 }
 
-/* Start of the i-th of n_tasks contiguous ranges of n items; the end is the start of i+1. */
-static int mbi_split(int n, int n_tasks, int i) {
-    return (int)((int64_t)n * i / n_tasks);
+/* Start of the i-th of n_parts contiguous ranges of n items; the end is the start of i+1. */
+static int mbi_split(int n, int n_parts, int i) {
+    return (int)((int64_t)n * i / n_parts);
+}
+
+/* Items [begin, end) of a region; no two calls at the same time have the same worker, a number
+ * below n_threads. */
+typedef void (*mbi_range)(void *arg, int begin, int end, int worker);
+
+/* A region of n items, dealt out.  Every worker begins with a range of its own, half of an equal
+ * share, and then takes half of an equal share of what is left, time and again: a core that is
+ * slower than the others, or not the process's alone, does less instead of holding up all.  Workers
+ * are the tasks of a parallel-for, so that the caller's hook needs to know nothing of this. */
+typedef struct mbi_ranges {
+    mbi_range run;
+    void *arg;
+    int n, n_workers;
+    int unit, least; /* items in a range: a multiple of `unit`, or `least` if that is too many */
+    int first;       /* items of each worker's first range */
+    int next;        /* the first item that nobody has taken */
+} mbi_ranges;
+
+/* Without atomic operations a region is cut into equal shares of whole units. */
+#if defined(__GNUC__)
+#define MBI_ATOMICS 1
+#else
+#define MBI_ATOMICS 0
+#endif
+
+static int mbi_range_of(const mbi_ranges *r, int left) {
+    int n = left / (2 * r->n_workers);
+    return mbi_min_int(n >= r->unit ? n / r->unit * r->unit : r->least, left);
+}
+
+static void mbi_ranges_task(void *arg, int worker) {
+    mbi_ranges *r = (mbi_ranges *)arg;
+    int begin = worker * r->first;
+    int end = mbi_min_int(begin + r->first, r->n);
+    while (begin < end) {
+        r->run(r->arg, begin, end, worker);
+#if MBI_ATOMICS
+        begin = __atomic_load_n(&r->next, __ATOMIC_RELAXED);
+        do {
+            end = begin + mbi_range_of(r, r->n - begin);
+        } while (begin < end && !__atomic_compare_exchange_n(&r->next, &begin, end, 1,
+                                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+#else
+        begin = end;
+#endif
+    }
+}
+
+/* Calls run for ranges that make up [0, n).  Who gets which depends on the moment: no result may.
+ * `even`: equal shares, for a region too short to be dealt out. */
+static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, int n, int unit,
+                                int least, int even, mbi_range run, void *arg) {
+    mbi_ranges r;
+    if (n < 1) {
+        return;
+    }
+    r.run = run;
+    r.arg = arg;
+    r.n = n;
+    r.n_workers = n_threads;
+    r.unit = unit;
+    r.least = least;
+    if (!MBI_ATOMICS) {
+        r.first = mbi_pad_int((n + n_threads - 1) / n_threads, unit);
+    } else {
+        r.first = even || n_threads == 1 ? (n + n_threads - 1) / n_threads : mbi_range_of(&r, n);
+    }
+    r.n_workers = mbi_min_int(n_threads, (n + r.first - 1) / r.first);
+    r.next = mbi_min_int(r.n_workers * r.first, n);
+    mbi_parallel_for(parallel, n_threads, r.n_workers, mbi_ranges_task, &r);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -6563,8 +6634,9 @@ struct mbi_ctx {
     const mamba_model *model;
     const mbi_kernels *k;
     const mamba_parallel *parallel;
-    int n_tasks;             /* = threads; every region is cut into at most so many tasks */
+    int n_tasks;             /* = threads */
     int n_tokens;            /* T of this chunk */
+    int even;                /* its regions are too short to be dealt out, see mbi_ranges */
     uint64_t position;       /* of its first token */
     int time_chunk;          /* tokens, a multiple of 16, or 0 */
     float *time_ends;        /* end states and sums of dt of the chunks */
@@ -6574,34 +6646,39 @@ struct mbi_ctx {
     unsigned char *prepared; /* activations as gemm wants them */
     unsigned char *ready;    /* the same, where tasks prepare while others still read `prepared` */
     unsigned char *spare;    /* see mbi_keep_prepared */
+    int *made;               /* see mbi_mamba1_made: blocks of each group of 64 channels */
     unsigned char *task_scratch;
-    size_t task_bytes;       /* per task: MBI_GEMM_SCRATCH, then MBI_TASK_BLOCKS [T][16] blocks */
+    size_t task_bytes;       /* per worker: MBI_GEMM_SCRATCH, then MBI_TASK_BLOCKS [T][16] blocks */
     float *scratch;          /* the layer's own */
 };
+
+/* A region of n items, see mbi_ranges. */
+static void mbi_region(const mbi_ctx *ctx, int n, int unit, int least, mbi_range run, void *arg) {
+    mbi_parallel_ranges(ctx->parallel, ctx->n_tasks, n, unit, least, ctx->even, run, arg);
+}
 
 /* Blocked activation on its way into a product. */
 typedef struct mbi_prepare_job {
     const mbi_ctx *ctx;
     mamba_type type;
     const float *x;
-    int n, n_tasks;
+    int n;
     /* with a norm in front: x is normalised into u first */
     const float *norm;
     float eps;
     float *u;
     int normalise;
+    int twice; /* prepared for a second product too, into ctx->ready */
+    mamba_type second;
 } mbi_prepare_job;
 
-static void mbi_prepare_task(void *arg, int i) {
+static void mbi_prepare_tiles(void *arg, int begin, int end, int worker) {
     const mbi_prepare_job *j = (const mbi_prepare_job *)arg;
     const mbi_ctx *ctx = j->ctx;
-    int n_tiles = (ctx->n_tokens + 15) / 16;
-    int t0 = mbi_split(n_tiles, j->n_tasks, i) * 16;
-    int t1 = mbi_min_int(mbi_split(n_tiles, j->n_tasks, i + 1) * 16, ctx->n_tokens);
+    int t0 = begin * 16;
+    int t1 = mbi_min_int(end * 16, ctx->n_tokens);
     const float *x = j->x;
-    if (t0 >= t1) {
-        return;
-    }
+    (void)worker;
     if (j->normalise) {
         ctx->k->rmsnorm(x, j->norm, j->eps, j->n, ctx->n_tokens, t0, t1, j->u);
         x = j->u;
@@ -6609,6 +6686,10 @@ static void mbi_prepare_task(void *arg, int i) {
     if (ctx->k->prepared_bytes(j->type, j->n, ctx->n_tokens) != 0) {
         ctx->k->prepare(j->type, x, j->n, ctx->n_tokens, t0, t1, 0, mbi_groups(j->n),
                         ctx->prepared);
+    }
+    if (j->twice) {
+        ctx->k->prepare(j->second, x, j->n, ctx->n_tokens, t0, t1, 0, mbi_groups(j->n),
+                        ctx->ready);
     }
 }
 
@@ -6618,8 +6699,7 @@ static const void *mbi_prepare_run(const mbi_ctx *ctx, mbi_prepare_job *j) {
     const float *x = j->normalise ? j->u : j->x;
     j->ctx = ctx;
     if (prepared || j->normalise) {
-        j->n_tasks = mbi_min_int(ctx->n_tasks, (ctx->n_tokens + 15) / 16);
-        mbi_parallel_for(ctx->parallel, ctx->n_tasks, j->n_tasks, mbi_prepare_task, j);
+        mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, mbi_prepare_tiles, j);
     }
     return prepared ? (const void *)ctx->prepared : (const void *)x;
 }
@@ -6640,10 +6720,12 @@ static void mbi_keep_prepared(mbi_ctx *ctx) {
     ctx->spare = kept;
 }
 
-/* ctx->u = rmsnorm(ctx->r), prepared for products with weights of this type. */
-static const void *mbi_norm_prepare(const mbi_ctx *ctx, mamba_type type, const float *norm,
-                                    float eps) {
+/* ctx->u = rmsnorm(ctx->r), prepared for products with weights of this type and, if second_x is not
+ * NULL, of another one, which reads *second_x. */
+static const void *mbi_norm_prepare_two(const mbi_ctx *ctx, mamba_type type, const float *norm,
+                                        float eps, mamba_type second, const void **second_x) {
     mbi_prepare_job j;
+    const void *x;
     memset(&j, 0, sizeof j);
     j.type = type;
     j.x = ctx->r;
@@ -6652,55 +6734,66 @@ static const void *mbi_norm_prepare(const mbi_ctx *ctx, mamba_type type, const f
     j.eps = eps;
     j.u = ctx->u;
     j.normalise = 1;
-    return mbi_prepare_run(ctx, &j);
+    j.second = second;
+    j.twice = second_x && second != type &&
+              ctx->k->prepared_bytes(second, j.n, ctx->n_tokens) != 0;
+    x = mbi_prepare_run(ctx, &j);
+    if (second_x) {
+        *second_x = second == type ? x : j.twice ? (const void *)ctx->ready : (const void *)ctx->u;
+    }
+    return x;
 }
 
+static const void *mbi_norm_prepare(const mbi_ctx *ctx, mamba_type type, const float *norm,
+                                    float eps) {
+    return mbi_norm_prepare_two(ctx, type, norm, eps, type, NULL);
+}
+
+/* A product in units of some panels times some tokens; `across` units make up all panels, and come
+ * one after the other. */
 typedef struct mbi_matmul_job {
     const mbi_ctx *ctx;
     mbi_gemm g;
-    int panel_parts, token_parts; /* a task for each pair */
+    int panels, tokens, across;
 } mbi_matmul_job;
 
-static void mbi_matmul_task(void *arg, int i) {
+static void mbi_matmul_units(void *arg, int begin, int end, int worker) {
     const mbi_matmul_job *j = (const mbi_matmul_job *)arg;
     mbi_gemm g = j->g;
-    int n_tiles = (g.n_tokens + 15) / 16;
-    int pp = i % j->panel_parts;
-    int tp = i / j->panel_parts;
-    int p0 = mbi_split(g.w->n_panels, j->panel_parts, pp);
-    int p1 = mbi_split(g.w->n_panels, j->panel_parts, pp + 1);
-    int t0 = mbi_split(n_tiles, j->token_parts, tp) * 16;
-    int t1 = mbi_min_int(mbi_split(n_tiles, j->token_parts, tp + 1) * 16, g.n_tokens);
-    g.scratch = j->ctx->task_scratch + (size_t)i * j->ctx->task_bytes;
-    if (p0 < p1 && t0 < t1) {
-        j->ctx->k->gemm(&g, p0, p1, t0, t1);
+    g.scratch = j->ctx->task_scratch + (size_t)worker * j->ctx->task_bytes;
+    while (begin < end) {
+        int t = begin / j->across;
+        int next = mbi_min_int((t + 1) * j->across, end);
+        j->ctx->k->gemm(&g, begin % j->across * j->panels,
+                        mbi_min_int((next - t * j->across) * j->panels, g.w->n_panels),
+                        t * j->tokens, mbi_min_int((t + 1) * j->tokens, g.n_tokens));
+        begin = next;
     }
 }
 
-/* The product described by g (its scratch is filled in here), all panels, all tokens, cut so that
- * the largest task is small: pairs of panels times tiles of 16 tokens, plus about two tiles' worth
- * for reading and expanding the weights of the pair. */
+/* The product described by g (its scratch is filled in here), all panels, all tokens.  Tokens are
+ * split only where there are too few panels to deal out, for each part reads the weights. */
 static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
+    enum { FEW_TOKENS = 16, FEW_PANELS = 16 };
     mbi_matmul_job j;
-    int n_tiles = (g->n_tokens + 15) / 16;
-    int n_pairs = (g->w->n_panels + 1) / 2;
-    int64_t least = INT64_MAX;
-    int pp;
+    int n_panels = g->w->n_panels;
+    int narrow = n_panels < FEW_PANELS;
+    int step = narrow ? 32 : 48; /* tokens: whole tiles of every kernel, or nearly */
+    int parts;
     j.ctx = ctx;
     j.g = *g;
-    j.panel_parts = mbi_min_int(ctx->n_tasks, g->w->n_panels);
-    j.token_parts = 1;
-    for (pp = mbi_min_int(ctx->n_tasks, n_pairs); pp > 0 && n_tiles > 1; pp--) {
-        int tp = mbi_min_int(ctx->n_tasks / pp, n_tiles);
-        int64_t cost = (int64_t)((n_pairs + pp - 1) / pp) * ((n_tiles + tp - 1) / tp + 2);
-        if (cost < least) {
-            least = cost;
-            j.panel_parts = pp;
-            j.token_parts = tp;
-        }
+    if (g->n_tokens < FEW_TOKENS || (narrow && ctx->even)) {
+        j.panels = 1;
+    } else {
+        j.panels = narrow ? n_panels : 4;
     }
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.panel_parts * j.token_parts, mbi_matmul_task,
-                     &j);
+    j.across = (n_panels + j.panels - 1) / j.panels;
+    j.tokens = g->n_tokens;
+    parts = ((ctx->even ? 1 : 4) * ctx->n_tasks + j.across - 1) / j.across;
+    if (ctx->n_tasks > 1 && parts > 1 && g->n_tokens > step) {
+        j.tokens = mbi_pad_int((g->n_tokens + parts - 1) / parts, step);
+    }
+    mbi_region(ctx, (g->n_tokens + j.tokens - 1) / j.tokens * j.across, 1, 1, mbi_matmul_units, &j);
 }
 
 /* The product y (blocked, rows of w) = bias + w x, or y += that. */
@@ -6837,45 +6930,45 @@ typedef struct mbi_mamba1_job {
     mbi_gemm in;          /* [x | z] = in_proj u */
     int part;             /* panels of it at a time, at most */
     float *conv_state, *h;
-    int n_tasks, unit;    /* a task's channels are a multiple of 16*unit */
     unsigned char *x_ready, *y_ready; /* x for x_proj and y for out_proj, prepared by the tasks;
                                          NULL: not by them */
     int over_time, n_chunks, first_pass; /* of a scan split over time */
 } mbi_mamba1_job;
 
-/* If whole groups of 64 channels go round evenly, tasks take those and prepare what they made while
- * it is near: that saves x_proj and out_proj a pass over memory, and two parallel regions a
- * layer. */
-static void mbi_mamba1_share(mbi_mamba1_job *j) {
+/* A region of blocks: whole groups of 64 channels where that is not too many to deal out, else two
+ * blocks, because products like some panels. */
+static void mbi_mamba1_region(mbi_mamba1_job *j, mbi_range run) {
     int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
-    int n_groups = mbi_groups(j->m->d_inner);
-    int n_tasks = mbi_min_int(j->ctx->n_tasks, n_groups);
-    int even = n_groups % n_tasks == 0 || n_groups >= 8 * n_tasks;
-    j->unit = even ? MBI_TASK_BLOCKS : 1;
-    j->n_tasks = even ? n_tasks : mbi_min_int(j->ctx->n_tasks, n_blocks);
-}
-
-/* Blocks [*b, *end) are task i's. */
-static void mbi_mamba1_range(const mbi_mamba1_job *j, int i, int *b, int *end) {
-    int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
-    int n = (n_blocks + j->unit - 1) / j->unit;
-    *b = mbi_split(n, j->n_tasks, i) * j->unit;
-    *end = mbi_min_int(mbi_split(n, j->n_tasks, i + 1) * j->unit, n_blocks);
+    memset(j->ctx->made, 0, (size_t)mbi_groups(j->m->d_inner) * sizeof(int));
+    mbi_region(j->ctx, n_blocks, MBI_TASK_BLOCKS, 2, run, j);
 }
 
 /* Where tasks prepare d_inner channels for weights of this type; NULL if they don't. */
 static unsigned char *mbi_mamba1_ready_at(const mbi_mamba1_job *j, mamba_type type) {
     const mbi_ctx *ctx = j->ctx;
-    int any = ctx->k->prepared_bytes(type, j->m->d_inner, ctx->n_tokens) != 0;
-    return j->unit == MBI_TASK_BLOCKS && any ? ctx->ready : NULL;
+    return ctx->k->prepared_bytes(type, j->m->d_inner, ctx->n_tokens) != 0 ? ctx->ready : NULL;
 }
 
-/* Group g of x or y, into `to` unless that is NULL. */
-static void mbi_mamba1_ready(const mbi_mamba1_job *j, mamba_type type, int g, unsigned char *to) {
-    if (to) {
-        j->ctx->k->prepare(type, j->x, j->m->d_inner, j->ctx->n_tokens, 0, j->ctx->n_tokens, g,
-                           g + 1, to);
+/* Blocks [b, end) of x or y, all of one group of 64 channels, are made.  Whoever makes the last of
+ * a group prepares it into `to`, unless that is NULL: most of it is near, and x_proj and out_proj
+ * save a pass over memory, and two regions a layer. */
+static void mbi_mamba1_made(const mbi_mamba1_job *j, mamba_type type, int b, int end,
+                            unsigned char *to) {
+    int g = b / MBI_TASK_BLOCKS;
+    int n = mbi_min_int(MBI_TASK_BLOCKS,
+                        mbi_mamba1_width(j->m) / MBI_LANES - g * MBI_TASK_BLOCKS);
+    if (!to) {
+        return;
     }
+#if MBI_ATOMICS
+    if (end - b < n && __atomic_add_fetch(&j->ctx->made[g], end - b, __ATOMIC_ACQ_REL) < n) {
+        return;
+    }
+#else
+    (void)n; /* ranges are whole groups */
+#endif
+    j->ctx->k->prepare(type, j->x, j->m->d_inner, j->ctx->n_tokens, 0, j->ctx->n_tokens, g, g + 1,
+                       to);
 }
 
 /* x or y as a product with weights of this type reads it. */
@@ -6886,17 +6979,15 @@ static const void *mbi_mamba1_input(const mbi_mamba1_job *j, mamba_type type,
 
 /* in_proj and convolution of x.  z waits until the gate needs it, unless the scan is split over
  * time. */
-static void mbi_mamba1_in_task(void *arg, int i) {
+static void mbi_mamba1_in_blocks(void *arg, int begin, int end, int worker) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     int width = mbi_mamba1_width(m);
     int z = width / MBI_LANES;
-    void *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
-    int b;
-    int end;
-    mbi_mamba1_range(j, i, &b, &end);
+    void *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
+    int b = begin;
     if (j->over_time) {
         mbi_part(ctx, &j->in, z + b, z + end, z + end, j->z + (size_t)b * block, scratch);
     }
@@ -6910,7 +7001,9 @@ static void mbi_mamba1_in_task(void *arg, int i) {
             ctx->k->conv(x, m->conv_w + c, m->conv_b ? m->conv_b + c : NULL, m->d_conv, 1,
                          ctx->n_tokens, j->conv_state + c, (size_t)width, x);
             if ((k + 1) % MBI_TASK_BLOCKS == 0 || k + 1 == end) {
-                mbi_mamba1_ready(j, m->x_proj.type, k / MBI_TASK_BLOCKS, j->x_ready);
+                mbi_mamba1_made(j, m->x_proj.type,
+                                mbi_max_int(begin, k / MBI_TASK_BLOCKS * MBI_TASK_BLOCKS), k + 1,
+                                j->x_ready);
             }
         }
         b = next;
@@ -6918,19 +7011,17 @@ static void mbi_mamba1_in_task(void *arg, int i) {
 }
 
 /* A part of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus,
- * scan and gate of 16.  Every part of z lies where the task's first one would; y replaces x. */
-static void mbi_mamba1_scan_task(void *arg, int i) {
+ * scan and gate of 16.  Every part of z lies where the range's first one would; y replaces x. */
+static void mbi_mamba1_scan_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    unsigned char *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
+    unsigned char *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
     float *dt = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
-    float *z;
+    float *z = j->z + (size_t)b * block;
     const float *z_at = NULL;
-    int b;
-    int end;
-    int z_end;
+    int z_end = b;
     mbi_mat w;
     mbi_gemm g;
     memset(&g, 0, sizeof g);
@@ -6941,11 +7032,8 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
     g.y_panel = block;
     g.y_token = MBI_LANES;
     g.scratch = scratch;
-    mbi_mamba1_range(j, i, &b, &end);
-    z = j->z + (size_t)b * block;
-    z_end = b;
     while (b < end) {
-        int next = mbi_min_int(b + MBI_TASK_BLOCKS, end);
+        int next = mbi_min_int((b / MBI_TASK_BLOCKS + 1) * MBI_TASK_BLOCKS, end);
         float *now = dt;
         int k;
         if (b == z_end) {
@@ -6975,7 +7063,7 @@ static void mbi_mamba1_scan_task(void *arg, int i) {
             s.d_state = m->d_state;
             ctx->k->scan_block(&s);
         }
-        mbi_mamba1_ready(j, m->out_proj.type, b / MBI_TASK_BLOCKS, j->y_ready);
+        mbi_mamba1_made(j, m->out_proj.type, b, next, j->y_ready);
         b = next;
     }
 }
@@ -7014,17 +7102,14 @@ static uint64_t mbi_mamba1_time_sums(const mbi_layer *l, int n_tokens, int time_
 /* One pass over (channel block, time chunk) pairs, see mamba_scan_time_parallel: first the end state
  * of each chunk from zero, then, after the join, every chunk from its true start.  The last chunk's
  * end state stays in the place of its start. */
-static void mbi_mamba1_time_task(void *arg, int i) {
+static void mbi_mamba1_time_items(void *arg, int item, int end, int worker) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     size_t state = (size_t)m->d_state * MBI_LANES;
-    unsigned char *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
+    unsigned char *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
     float *dt = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
-    int n_items = mbi_mamba1_width(m) / MBI_LANES * j->n_chunks;
-    int item = mbi_split(n_items, j->n_tasks, i);
-    int end = mbi_split(n_items, j->n_tasks, i + 1);
     mbi_gemm g;
     memset(&g, 0, sizeof g);
     g.w = &m->dt_proj;
@@ -7077,12 +7162,10 @@ static void mbi_mamba1_time_task(void *arg, int i) {
     }
 }
 
-static void mbi_mamba1_join_task(void *arg, int i) {
+static void mbi_mamba1_join_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     size_t state = (size_t)j->m->d_state * MBI_LANES;
-    int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
-    int b = mbi_split(n_blocks, j->n_tasks, i);
-    int end = mbi_split(n_blocks, j->n_tasks, i + 1);
+    (void)worker;
     for (; b < end; b++) {
         size_t item = (size_t)b * (size_t)j->n_chunks;
         mbi_scan_join(j->ctx->k, j->m->A + (size_t)b * state, j->m->d_state,
@@ -7095,18 +7178,13 @@ static void mbi_mamba1_time_scan(mbi_mamba1_job *j) {
     mbi_ctx *ctx = j->ctx;
     size_t state = (size_t)j->m->d_state * MBI_LANES;
     int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
-    int n_tasks = j->n_tasks;
     int b;
     j->n_chunks = (ctx->n_tokens + ctx->time_chunk - 1) / ctx->time_chunk;
-    j->n_tasks = mbi_min_int(ctx->n_tasks, n_blocks * j->n_chunks);
     j->first_pass = 1;
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j->n_tasks, mbi_mamba1_time_task, j);
+    mbi_region(ctx, n_blocks * j->n_chunks, 1, 1, mbi_mamba1_time_items, j);
     j->first_pass = 0;
-    j->n_tasks = n_tasks;
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j->n_tasks, mbi_mamba1_join_task, j);
-    j->n_tasks = mbi_min_int(ctx->n_tasks, n_blocks * j->n_chunks);
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j->n_tasks, mbi_mamba1_time_task, j);
-    j->n_tasks = n_tasks;
+    mbi_region(ctx, n_blocks, 1, 1, mbi_mamba1_join_blocks, j);
+    mbi_region(ctx, n_blocks * j->n_chunks, 1, 1, mbi_mamba1_time_items, j);
     for (b = 0; b < n_blocks; b++) {
         memcpy(j->h + (size_t)b * state,
                ctx->time_ends + ((size_t)(b + 1) * (size_t)j->n_chunks - 2) * state,
@@ -7132,7 +7210,6 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.C = j.B + (size_t)n_bc * block;
     j.conv_state = state;
     j.h = state + (size_t)width * (size_t)(m->d_conv - 1);
-    mbi_mamba1_share(&j);
     j.x_ready = mbi_mamba1_ready_at(&j, m->x_proj.type);
     j.over_time = ctx->time_chunk > 0 && ctx->n_tokens > ctx->time_chunk;
     j.y_ready = j.over_time ? NULL : mbi_mamba1_ready_at(&j, m->out_proj.type);
@@ -7142,7 +7219,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.in = mbi_gemm_of(ctx, &m->in_proj,
                        mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps), m->in_bias,
                        0, j.x);
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_in_task, &j);
+    mbi_mamba1_region(&j, mbi_mamba1_in_blocks);
     mbi_keep_prepared(ctx); /* z is still to be made of it */
     MAMBA_PROFILE("x_proj");
     mbi_linear(ctx, &m->x_proj, mbi_mamba1_input(&j, m->x_proj.type, j.x_ready), NULL, 0, bcdt);
@@ -7157,7 +7234,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     if (j.over_time) {
         mbi_mamba1_time_scan(&j);
     } else {
-        mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba1_scan_task, &j);
+        mbi_mamba1_region(&j, mbi_mamba1_scan_blocks);
     }
     MAMBA_PROFILE("out_proj");
     mbi_linear(ctx, &m->out_proj, mbi_mamba1_input(&j, m->out_proj.type, j.y_ready), m->out_bias, 1,
@@ -7173,7 +7250,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
 typedef struct mbi_gate_job {
     const mbi_ctx *ctx;
     mamba_type type;      /* of the product's weights */
-    int n, n_tasks;       /* columns of the product */
+    int n;                /* columns of the product */
     float *x;             /* blocked (n, T) */
     const float *mlp_z;   /* gates of the first n_mlp blocks */
     int n_mlp;
@@ -7183,19 +7260,16 @@ typedef struct mbi_gate_job {
     const float *z;       /* gates after the norm, or NULL */
 } mbi_gate_job;
 
-static void mbi_gate_task(void *arg, int i) {
+static void mbi_gate_tiles(void *arg, int begin, int end, int worker) {
     const mbi_gate_job *j = (const mbi_gate_job *)arg;
     const mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    int n_tiles = (ctx->n_tokens + 15) / 16;
-    int t0 = mbi_split(n_tiles, j->n_tasks, i) * 16;
-    int t1 = mbi_min_int(mbi_split(n_tiles, j->n_tasks, i + 1) * 16, ctx->n_tokens);
+    int t0 = begin * 16;
+    int t1 = mbi_min_int(end * 16, ctx->n_tokens);
     size_t first = (size_t)t0 * MBI_LANES;
     size_t count = (size_t)(t1 - t0) * MBI_LANES;
     int b;
-    if (t0 >= t1) {
-        return;
-    }
+    (void)worker;
     for (b = 0; b < j->n_mlp; b++) {
         float *x = j->x + (size_t)b * block + first;
         ctx->k->gate(x, j->mlp_z + (size_t)b * block + first, x, count);
@@ -7215,13 +7289,12 @@ static void mbi_gate_task(void *arg, int i) {
     }
 }
 
-/* Runs the job (ctx, n_tasks are filled in here) and returns what gemm shall read. */
+/* Runs the job (ctx is filled in here) and returns what gemm shall read. */
 static const void *mbi_gate_run(const mbi_ctx *ctx, mbi_gate_job *j) {
     int prepared = ctx->k->prepared_bytes(j->type, j->n, ctx->n_tokens) != 0;
     j->ctx = ctx;
-    j->n_tasks = mbi_min_int(ctx->n_tasks, (ctx->n_tokens + 15) / 16);
     if (prepared || j->n_mlp != 0 || j->norm || j->z) {
-        mbi_parallel_for(ctx->parallel, ctx->n_tasks, j->n_tasks, mbi_gate_task, j);
+        mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, mbi_gate_tiles, j);
     }
     return prepared ? (const void *)ctx->prepared : (const void *)j->x;
 }
@@ -7376,13 +7449,12 @@ typedef struct mbi_mamba2_job {
     float *z, *x, *bc;    /* blocked (width, T); B then C (n_bc, T) each */
     float *turned;        /* B then C, each group as mbi_turn leaves it */
     float *dt, *a, *P;    /* blocked (n_heads, T): time step, decay; then see mbi_ssd_block */
-    const void *u;        /* input prepared for dt_in */
+    const void *u;        /* input prepared for dt_in; NULL: dt is made already */
     float *conv_state, *h;
     float *last;          /* (n_heads seg): h is kept divided by this, if not at a multiple of 16 */
-    int n_tasks;
     int chunk, n_chunks;  /* of the chunked form, see below */
     float *pairs;         /* per (group, chunk): mbi_pairs_floats */
-    float *chunk_scratch; /* per task: mbi_chunk_floats */
+    float *chunk_scratch; /* per worker: mbi_chunk_floats */
 } mbi_mamba2_job;
 
 static void mbi_mamba2_conv(const mbi_mamba2_job *j, int block, float *x) {
@@ -7443,15 +7515,12 @@ static void mbi_mamba2_turn(const mbi_mamba2_job *j, int b) {
 }
 
 /* What all heads share: dt with its decays, and the convolution of B and C. */
-static void mbi_mamba2_shared_task(void *arg, int i) {
+static void mbi_mamba2_shared_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
     const mbi_mamba2 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     int n_dt = m->dt_in.n_panels;
-    int n_bc = 2 * m->n_bc / MBI_LANES;
-    int b = mbi_split(n_dt + n_bc, j->n_tasks, i);
-    int end = mbi_split(n_dt + n_bc, j->n_tasks, i + 1);
     mbi_gemm g;
     memset(&g, 0, sizeof g);
     g.w = &m->dt_in;
@@ -7460,10 +7529,12 @@ static void mbi_mamba2_shared_task(void *arg, int i) {
     g.y = j->dt;
     g.y_panel = block;
     g.y_token = MBI_LANES;
-    g.scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
+    g.scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
     for (; b < end; b++) {
         if (b < n_dt) {
-            ctx->k->gemm(&g, b, b + 1, 0, ctx->n_tokens);
+            if (j->u) {
+                ctx->k->gemm(&g, b, b + 1, 0, ctx->n_tokens);
+            }
             mbi_mamba2_steps(j, b, m->dt_bias);
         } else {
             mbi_mamba2_conv(j, m->width / MBI_LANES + b - n_dt,
@@ -7514,15 +7585,13 @@ static void mbi_mamba2_settle(const mbi_mamba2_job *j, int b) {
 }
 
 /* Convolution and recurrence of 16 channels at a time; y replaces x. */
-static void mbi_mamba2_scan_task(void *arg, int i) {
+static void mbi_mamba2_scan_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
     const mbi_mamba2 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    unsigned char *scratch = ctx->task_scratch + (size_t)i * ctx->task_bytes;
+    unsigned char *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
     float *lanes = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
-    int b = mbi_split(m->width / MBI_LANES, j->n_tasks, i);
-    int end = mbi_split(m->width / MBI_LANES, j->n_tasks, i + 1);
     for (; b < end; b++) {
         size_t g = (size_t)(b * MBI_LANES / m->group_width);
         int head = mbi_mamba2_head(m, b, 0);
@@ -7598,14 +7667,12 @@ static void mbi_chunk_gemm(const mbi_kernels *k, const float *panels, size_t pan
 }
 
 /* B transposed and M of (group, chunk) pairs. */
-static void mbi_mamba2_pairs_task(void *arg, int i_task) {
+static void mbi_mamba2_pairs_items(void *arg, int item, int end, int worker) {
     const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
     const mbi_mamba2 *m = j->m;
     int T = j->ctx->n_tokens;
     int Q = j->chunk;
     int states = mbi_pad_int(m->d_state, MBI_LANES);
-    int item = mbi_split(m->n_groups * j->n_chunks, j->n_tasks, i_task);
-    int end = mbi_split(m->n_groups * j->n_chunks, j->n_tasks, i_task + 1);
     for (; item < end; item++) {
         int g = item / j->n_chunks;
         int t0 = item % j->n_chunks * Q;
@@ -7627,7 +7694,7 @@ static void mbi_mamba2_pairs_task(void *arg, int i_task) {
         }
         mbi_chunk_gemm(j->ctx->k, Bt, (size_t)states * MBI_LANES, mbi_pad_int(q, 16) / 16,
                        m->d_state, C, T, 0, q, 0, M, (size_t)Q * MBI_LANES,
-                       j->ctx->task_scratch + (size_t)i_task * j->ctx->task_bytes);
+                       j->ctx->task_scratch + (size_t)worker * j->ctx->task_bytes);
     }
 }
 
@@ -7862,16 +7929,15 @@ static void mbi_chunk_blocks(mbi_chunk_run *r) {
 }
 
 /* Convolution and chunked form of a range of blocks; y replaces x. */
-static void mbi_mamba2_chunk_task(void *arg, int i_task) {
+static void mbi_mamba2_chunk_blocks(void *arg, int begin, int end, int worker) {
     const mbi_mamba2_job *j = (const mbi_mamba2_job *)arg;
     const mbi_mamba2 *m = j->m;
     size_t rows = (size_t)j->chunk * MBI_LANES;
     size_t states = (size_t)mbi_pad_int(m->d_state, MBI_LANES);
-    int end = mbi_split(m->width / MBI_LANES, j->n_tasks, i_task + 1);
     mbi_chunk_run r;
     memset(&r, 0, sizeof r);
     r.j = j;
-    r.u = j->chunk_scratch + (size_t)i_task * mbi_chunk_floats(m, j->chunk);
+    r.u = j->chunk_scratch + (size_t)worker * mbi_chunk_floats(m, j->chunk);
     r.us = r.u + MBI_CHUNK_BLOCKS * rows;
     r.y = r.us + MBI_CHUNK_BLOCKS * rows;
     r.G = r.y + MBI_CHUNK_BLOCKS * rows;
@@ -7880,9 +7946,8 @@ static void mbi_mamba2_chunk_task(void *arg, int i_task) {
     r.in = r.h + MBI_CHUNK_BLOCKS * MBI_LANES * states;
     r.out = r.in + j->chunk;
     r.sums = (double *)(void *)(r.out + j->chunk);
-    r.scratch = j->ctx->task_scratch + (size_t)i_task * j->ctx->task_bytes;
-    for (r.b = mbi_split(m->width / MBI_LANES, j->n_tasks, i_task); r.b < end;
-         r.b += r.n_blocks) {
+    r.scratch = j->ctx->task_scratch + (size_t)worker * j->ctx->task_bytes;
+    for (r.b = begin; r.b < end; r.b += r.n_blocks) {
         int head = mbi_mamba2_head(m, r.b, 0);
         int b;
         for (b = r.b; b < end && b < r.b + MBI_CHUNK_BLOCKS; b++) {
@@ -7907,19 +7972,18 @@ static void mbi_mamba2_chunk_task(void *arg, int i_task) {
 /* From the convolved B, C, the raw x and dt to y: by the recurrence, or by chunks. */
 static void mbi_mamba2_scan(mbi_mamba2_job *j) {
     const mbi_mamba2 *m = j->m;
+    int n_blocks = m->width / MBI_LANES;
+    int i;
     if (j->chunk > 0) {
         j->n_chunks = (j->ctx->n_tokens + j->chunk - 1) / j->chunk;
-        j->n_tasks = mbi_min_int(j->ctx->n_tasks, m->n_groups * j->n_chunks);
-        mbi_parallel_for(j->ctx->parallel, j->ctx->n_tasks, j->n_tasks, mbi_mamba2_pairs_task, j);
-    }
-    j->n_tasks = mbi_min_int(j->ctx->n_tasks, m->width / MBI_LANES);
-    mbi_parallel_for(j->ctx->parallel, j->ctx->n_tasks, j->n_tasks,
-                     j->chunk > 0 ? mbi_mamba2_chunk_task : mbi_mamba2_scan_task, j);
-    if (j->chunk > 0) {
-        int i;
+        mbi_region(j->ctx, m->n_groups * j->n_chunks, 1, 1, mbi_mamba2_pairs_items, j);
+        mbi_region(j->ctx, n_blocks, MBI_CHUNK_BLOCKS, MBI_CHUNK_BLOCKS, mbi_mamba2_chunk_blocks,
+                   j);
         for (i = 0; i < mbi_pad_int(m->n_heads, MBI_LANES); i++) {
             j->last[i] = 1.0f;
         }
+    } else {
+        mbi_region(j->ctx, n_blocks, 1, 1, mbi_mamba2_scan_blocks, j);
     }
 }
 
@@ -7940,6 +8004,7 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     size_t width = (size_t)(m->width / MBI_LANES);
     size_t mlp = (size_t)mbi_pad_int(m->d_mlp, MBI_LANES) / MBI_LANES;
+    const void *u;
     mbi_mamba2_job j;
     mbi_gate_job gate;
     memset(&j, 0, sizeof j);
@@ -7958,14 +8023,15 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     j.chunk = ctx->n_tokens > 1 ? mbi_mamba2_chunk(ctx->time_chunk) : 0;
 
     MAMBA_PROFILE("norm, in_proj");
-    j.u = mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps);
-    mbi_linear(ctx, &m->in_proj, j.u, m->in_bias, 0, ctx->scratch);
+    u = mbi_norm_prepare_two(ctx, m->in_proj.type, l->norm, l->norm_eps, m->dt_in.type, &j.u);
+    mbi_linear(ctx, &m->in_proj, u, m->in_bias, 0, ctx->scratch);
     MAMBA_PROFILE("conv, dt, scan");
-    if (m->dt_in.type != m->in_proj.type) {
-        j.u = mbi_prepare(ctx, m->dt_in.type, ctx->u, m->dt_in.cols);
+    if (!ctx->even && ctx->n_tasks > 1) { /* its few panels would keep a few threads for long */
+        mbi_linear(ctx, &m->dt_in, j.u, NULL, 0, j.dt);
+        j.u = NULL;
     }
-    j.n_tasks = mbi_min_int(ctx->n_tasks, m->dt_in.n_panels + 2 * m->n_bc / MBI_LANES);
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_mamba2_shared_task, &j);
+    mbi_region(ctx, m->dt_in.n_panels + 2 * m->n_bc / MBI_LANES, 1, 1, mbi_mamba2_shared_blocks,
+               &j);
     if (j.chunk > 0) {
         j.chunk_scratch = ctx->time_ends;
         j.pairs = j.chunk_scratch + (size_t)ctx->n_tasks * mbi_chunk_floats(m, j.chunk);
@@ -8134,7 +8200,6 @@ typedef struct mbi_attention_job {
     const float *rotary;
     float *conv_state, *cache;
     size_t per_token;
-    int n_tasks;
 } mbi_attention_job;
 
 static void mbi_attention_angles(const mbi_attention *m, uint64_t position, int n_tokens,
@@ -8176,16 +8241,14 @@ static void mbi_attention_rotate(const mbi_attention_job *j, float *x) {
 }
 
 /* Convolution and rotation, head by head; k and v go into the cache. */
-static void mbi_attention_heads_task(void *arg, int i) {
+static void mbi_attention_heads(void *arg, int unit, int end, int worker) {
     const mbi_attention_job *j = (const mbi_attention_job *)arg;
     const mbi_attention *m = j->m;
     const mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    int n_units = m->n_heads + 2 * m->n_kv; /* heads of k, v, q */
     int blocks = m->head / MBI_LANES;
-    int unit = mbi_split(n_units, j->n_tasks, i);
-    int end = mbi_split(n_units, j->n_tasks, i + 1);
-    for (; unit < end; unit++) {
+    (void)worker;
+    for (; unit < end; unit++) { /* heads of k, v, q */
         float *x = unit < 2 * m->n_kv
                        ? j->kv + (size_t)(unit * blocks) * block
                        : j->q + (size_t)((unit - 2 * m->n_kv) * blocks) * block;
@@ -8212,14 +8275,13 @@ static void mbi_attention_heads_task(void *arg, int i) {
 }
 
 /* Attention of the chunk's tokens, a range of heads; the result replaces q. */
-static void mbi_attention_task(void *arg, int i) {
+static void mbi_attention_range(void *arg, int h, int end, int worker) {
     const mbi_attention_job *j = (const mbi_attention_job *)arg;
     const mbi_attention *m = j->m;
     const mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    int h = mbi_split(m->n_heads, j->n_tasks, i);
-    int end = mbi_split(m->n_heads, j->n_tasks, i + 1);
     int t;
+    (void)worker;
     for (; h < end; h++) {
         int kv = h / (m->n_heads / m->n_kv);
         for (t = 0; t < ctx->n_tokens; t++) {
@@ -8257,10 +8319,8 @@ static void mbi_attention_forward(mbi_ctx *ctx, const mbi_layer *l, float *state
     mbi_linear(ctx, &m->in_proj, mbi_norm_prepare(ctx, m->in_proj.type, l->norm, l->norm_eps),
                m->in_bias, 0, ctx->scratch);
     mbi_attention_angles(m, ctx->position, ctx->n_tokens, rotary);
-    j.n_tasks = mbi_min_int(ctx->n_tasks, m->n_heads + 2 * m->n_kv);
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_attention_heads_task, &j);
-    j.n_tasks = mbi_min_int(ctx->n_tasks, m->n_heads);
-    mbi_parallel_for(ctx->parallel, ctx->n_tasks, j.n_tasks, mbi_attention_task, &j);
+    mbi_region(ctx, m->n_heads + 2 * m->n_kv, 1, 1, mbi_attention_heads, &j);
+    mbi_region(ctx, m->n_heads, 1, 1, mbi_attention_range, &j);
 
     memset(&gate, 0, sizeof gate);
     gate.type = m->out_proj.type;
@@ -8394,12 +8454,17 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     uint64_t recurrent = 0;
     uint64_t ends = 0;
     uint64_t sums = 0;
+    uint64_t groups = 0;
     mbi_ctx *c = &s->ctx;
     int i;
     for (i = 0; i < (int)m->config.n_layers; i++) {
         const mbi_layer *l = &m->layers[i];
         uint64_t n = l->ops->scratch(l, s->chunk);
         scratch = n > scratch ? n : scratch;
+        if (l->ops->kind == MAMBA_LAYER_MAMBA1) {
+            n = (uint64_t)mbi_groups(l->u.mamba1.d_inner);
+            groups = n > groups ? n : groups;
+        }
         if (s->time_chunk > 0 && l->ops->kind == MAMBA_LAYER_MAMBA1) {
             n = mbi_mamba1_time_sums(l, s->chunk, s->time_chunk);
             sums = n > sums ? n : sums;
@@ -8422,6 +8487,7 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     c->prepared = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
     c->ready = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
     c->spare = (unsigned char *)mbi_arena_take(a, mbi_prepared_bytes(m, s->chunk), 1);
+    c->made = (int *)mbi_arena_take(a, groups, sizeof(int));
     c->task_bytes = (size_t)(MBI_GEMM_SCRATCH + MBI_TASK_BLOCKS * T * MBI_LANES * 4);
     c->task_scratch = (unsigned char *)mbi_arena_take(a, (uint64_t)s->n_tasks, c->task_bytes);
     c->scratch = (float *)mbi_arena_take(a, scratch, 4);
@@ -8438,10 +8504,9 @@ typedef struct mbi_embed_job {
     const mbi_ctx *c;
     const mamba_io *io;
     size_t start;
-    int n_tasks;
 } mbi_embed_job;
 
-static void mbi_embed_task(void *arg, int i_task) {
+static void mbi_embed_tokens(void *arg, int t, int end, int worker) {
     const mbi_embed_job *j = (const mbi_embed_job *)arg;
     const mbi_ctx *c = j->c;
     const mamba_io *io = j->io;
@@ -8450,8 +8515,7 @@ static void mbi_embed_task(void *arg, int i_task) {
     size_t d_model = m->config.d_model;
     float scale = m->config.embedding_scale;
     size_t i;
-    int t = mbi_split(c->n_tokens, j->n_tasks, i_task);
-    int end = mbi_split(c->n_tokens, j->n_tasks, i_task + 1);
+    (void)worker;
     for (; t < end; t++) {
         float *r = c->r + (size_t)t * MBI_LANES;
         if (io->tokens) {
@@ -8478,8 +8542,7 @@ static void mbi_embed(const mbi_ctx *c, const mamba_io *io, size_t start) {
     j.c = c;
     j.io = io;
     j.start = start;
-    j.n_tasks = mbi_min_int(c->n_tasks, (c->n_tokens + 15) / 16);
-    mbi_parallel_for(c->parallel, c->n_tasks, j.n_tasks, mbi_embed_task, &j);
+    mbi_region(c, c->n_tokens, 16, 16, mbi_embed_tokens, &j);
 }
 
 /* Blocked x of T tokens to rows of d floats. */
@@ -8529,6 +8592,20 @@ static void mbi_output(mbi_ctx *c, float *hidden, float *logits) {
     }
 }
 
+/* Whether the regions of so many tokens are too short to be dealt out: d_model^2 stands for the
+ * weights of a layer.  For a few tokens, weights are read fastest in one go.  (Tests set the limit
+ * to 0 to have everything dealt out.) */
+#ifndef MBI_SHORT_REGION
+#define MBI_SHORT_REGION (4 << 20)
+#endif
+
+static int mbi_is_short(const mbi_ctx *c, int n_tokens) {
+    enum { FEW = 64 };
+    uint64_t d_model = c->model->config.d_model;
+    uint64_t work = d_model * d_model * (uint64_t)n_tokens / (uint64_t)c->n_tasks;
+    return MBI_SHORT_REGION != 0 && (n_tokens < FEW || work < (uint64_t)MBI_SHORT_REGION);
+}
+
 /* One chunk of at most s->chunk tokens from io, starting at `start`. */
 static void mbi_forward(mamba_state *s, const mamba_parallel *parallel, const mamba_io *io,
                         size_t start, int n_tokens) {
@@ -8539,6 +8616,7 @@ static void mbi_forward(mamba_state *s, const mamba_parallel *parallel, const ma
     int i;
     c.parallel = parallel;
     c.n_tokens = n_tokens;
+    c.even = mbi_is_short(&c, n_tokens);
     c.position = s->position;
     MAMBA_PROFILE("embedding");
     mbi_embed(&c, io, start);
@@ -8566,6 +8644,7 @@ static void mbi_forward(mamba_state *s, const mamba_parallel *parallel, const ma
         c.r = s->last;
         c.u = s->last + width;
         c.n_tokens = 1;
+        c.even = mbi_is_short(&c, 1);
         mbi_output(&c, io->want_hidden == MAMBA_WANT_LAST ? io->hidden : NULL,
                    io->want_logits == MAMBA_WANT_LAST ? io->logits : NULL);
     }

@@ -323,20 +323,23 @@ static limits_fn limits_find(int which) {
 }
 
 /* One measurement with `threads` threads: bytes or operations a second.  Fewer threads than asked
- * may come. */
+ * may come.  Each takes a new piece when it is done with one, so that a slow core does not stand
+ * for all. */
 static double limits_once(limits_fn f, const unsigned char *buffer, size_t bytes, long n,
                           int threads) {
+    enum { PIECES = 32 }; /* for each thread */
     double total = 0.0;
     double start = cli_seconds();
     if (threads <= 1) {
         total = f(buffer, bytes, n);
     } else {
 #if MBI_OPENMP
-#pragma omp parallel num_threads(threads) reduction(+ : total)
-        {
-            size_t team = (size_t)omp_get_num_threads();
-            size_t slice = bytes / team / 4096 * 4096;
-            total += f(buffer + slice * (size_t)omp_get_thread_num(), slice, n);
+        int pieces = threads * PIECES;
+        size_t slice = bytes / (size_t)pieces / 4096 * 4096;
+        int i;
+#pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : total)
+        for (i = 0; i < pieces; i++) {
+            total += f(buffer + slice * (size_t)i, slice, n / PIECES + 1);
         }
 #else
         total = f(buffer, bytes, n);

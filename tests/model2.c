@@ -5,6 +5,9 @@
  *  threads, nor save, restore and fork change a bit. The converter is compiled in and run on the
  *  written folders.
  */
+static int short_region; /* 0: what the threads do is dealt out, as for large models */
+#define MBI_SHORT_REGION short_region
+
 int cv_main(int argc, char **argv);
 #define main cv_main
 #include "../tools/convert.c"

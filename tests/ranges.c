@@ -1,0 +1,243 @@
+/*  ranges.c: regions dealt out to workers (mbi_parallel_ranges): that every item is done once, that
+ *  a worker which is late finds its share taken by the others, and that no bit of a model's result
+ *  depends on who did what.
+ */
+static int short_region; /* 0: every region is dealt out; large: none is */
+#define MBI_SHORT_REGION short_region
+#define MAMBA_IMPLEMENTATION
+#include "mamba.h"
+
+#include <limits.h>
+#include <stdarg.h>
+
+#include "test.h"
+
+/* What synthetic.h asks of a program: a message, and the exit code to give back. */
+enum { CLI_OK, CLI_FAILED };
+
+static int cli_fail(int code, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    (void)vprintf(format, list);
+    va_end(list);
+    (void)putchar('\n');
+    return code;
+}
+
+#include "../examples/synthetic.h"
+
+/* ---- hooks ----------------------------------------------------------------------------------- */
+
+/* A caller's parallel-for on one thread: the last task comes first, and takes what all others do not
+ * own. */
+static void run_backwards(void *user, int n_tasks, mamba_task task, void *arg) {
+    int i;
+    (void)user;
+    for (i = n_tasks - 1; i >= 0; i--) {
+        task(arg, i);
+    }
+}
+
+static const mamba_parallel backwards = {run_backwards, NULL};
+
+/* ---- every item once ------------------------------------------------------------------------- */
+
+enum { MAX_ITEMS = 1000, MAX_WORKERS = 64 };
+
+typedef struct count_job {
+    int n, n_threads;
+    int done[MAX_ITEMS];
+    int of_worker[MAX_WORKERS]; /* items */
+    int ranges, bad, smallest;
+} count_job;
+
+static void count_range(void *arg, int begin, int end, int worker) {
+    count_job *j = (count_job *)arg;
+    int i;
+    if (begin < 0 || begin >= end || end > j->n || worker < 0 || worker >= j->n_threads) {
+        j->bad++;
+        return;
+    }
+    for (i = begin; i < end; i++) {
+        j->done[i]++; /* nobody else's, if all is well */
+    }
+    j->of_worker[worker] += end - begin;
+#if MBI_OPENMP
+#pragma omp atomic
+#endif
+    j->ranges++;
+}
+
+static int count_once(count_job *j, const mamba_parallel *parallel, int n, int n_threads, int unit,
+                      int least, int even) {
+    int i;
+    int bad;
+    memset(j, 0, sizeof *j);
+    j->n = n;
+    j->n_threads = n_threads;
+    mbi_parallel_ranges(parallel, n_threads, n, unit, least, even, count_range, j);
+    bad = j->bad;
+    for (i = 0; i < n; i++) {
+        bad += j->done[i] != 1;
+    }
+    return bad;
+}
+
+TEST(every_item_once) {
+    static const int threads[] = {1, 2, 3, 7, 16, 64};
+    static const int items[] = {1, 2, 3, 5, 12, 20, 31, 64, 96, 97, 320, 1000};
+    static const int units[][2] = {{1, 1}, {2, 2}, {4, 2}, {16, 16}};
+    count_job j;
+    size_t t;
+    size_t i;
+    size_t u;
+    int even;
+    for (t = 0; t < sizeof threads / sizeof *threads; t++) {
+        for (i = 0; i < sizeof items / sizeof *items; i++) {
+            for (u = 0; u < sizeof units / sizeof *units; u++) {
+                for (even = 0; even < 2; even++) {
+                    CHECK_INT(count_once(&j, NULL, items[i], threads[t], units[u][0], units[u][1],
+                                         even),
+                              0);
+                    CHECK_INT(count_once(&j, &backwards, items[i], threads[t], units[u][0],
+                                         units[u][1], even),
+                              0);
+                    if (even || threads[t] == 1) {
+                        CHECK(j.ranges <= threads[t]);
+                    }
+                }
+            }
+        }
+    }
+    CHECK_INT(count_once(&j, NULL, 0, 4, 1, 1, 0), 0);
+    CHECK_INT(j.ranges, 0);
+}
+
+/* Four workers, 96 items: each owns 12; whoever comes first takes the other 48, in ranges that get
+ * smaller. */
+TEST(the_late_do_less) {
+    count_job j;
+    if (!MBI_ATOMICS) {
+        SKIP("no atomic operations with this compiler: equal shares");
+    }
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 0), 0);
+    CHECK_INT(j.of_worker[3], 12 + 48);
+    CHECK_INT(j.of_worker[0], 12);
+    CHECK_INT(j.of_worker[1], 12);
+    CHECK_INT(j.of_worker[2], 12);
+    CHECK(j.ranges > 8);
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 1), 0);
+    CHECK_INT(j.of_worker[3], 24);
+}
+
+/* ---- the same bits, whoever did what --------------------------------------------------------- */
+
+enum { TOKENS = 150, DECODED = 3 };
+
+/* Logits of a prompt and of some tokens behind it; NULL if something failed. */
+static float *run_model(const synthetic_model *image, int n_threads, const mamba_parallel *parallel,
+                        int time_chunk) {
+    mamba_config c;
+    mamba_state_options o;
+    mamba_model *m = NULL;
+    mamba_state *s = NULL;
+    mamba_error err;
+    int32_t tokens[TOKENS];
+    float *logits = NULL;
+    size_t n_vocab = 0;
+    int i;
+    int ok;
+    memset(&c, 0, sizeof c);
+    memset(&o, 0, sizeof o);
+    c.n_threads = n_threads;
+    if (parallel) {
+        c.parallel = *parallel;
+    }
+    o.time_chunk = time_chunk;
+    ok = mamba_open_memory(image->image, image->bytes, &c, &m, &err) == MAMBA_OK &&
+         mamba_state_create(m, &o, &s, &err) == MAMBA_OK;
+    if (ok) {
+        mamba_info info;
+        mamba_model_info(m, &info);
+        n_vocab = (size_t)info.n_vocab;
+        logits = (float *)calloc((DECODED + 1) * n_vocab, sizeof(float));
+        for (i = 0; i < TOKENS; i++) {
+            tokens[i] = i * 7 % (int)n_vocab;
+        }
+        ok = logits != NULL &&
+             mamba_prefill(s, tokens, TOKENS, logits, n_vocab, &err) == MAMBA_OK;
+    }
+    for (i = 0; i < DECODED && ok; i++) {
+        ok = mamba_step(s, i, logits + (size_t)(i + 1) * n_vocab, n_vocab, &err) == MAMBA_OK;
+    }
+    mamba_state_free(s);
+    mamba_close(m);
+    if (!ok) {
+        free(logits);
+        logits = NULL;
+    }
+    return logits;
+}
+
+static void check_bits(mamba_layer_kind kind, int d_model, mamba_type type, int time_chunk) {
+    static const int threads[] = {2, 3, 5, 16};
+    synthetic_geometry g;
+    synthetic_model image;
+    float *want;
+    size_t t;
+    int dealt;
+    g = *synthetic_find("tiny");
+    g.kind = kind;
+    g.d_model = d_model;
+    g.n_layers = 2;
+    g.n_vocab = 300;
+    g.d_state = kind == MAMBA_LAYER_MAMBA1 ? 16 : 64;
+    REQUIRE(synthetic_build(&image, &g, type, 0) == 0);
+    want = run_model(&image, 1, NULL, time_chunk);
+    CHECK(want != NULL);
+    for (dealt = 0; dealt < 2 && want; dealt++) {
+        short_region = dealt ? 0 : INT_MAX;
+        for (t = 0; t < 2 * sizeof threads / sizeof *threads; t++) {
+            int n = threads[t / 2];
+            float *got = run_model(&image, n, t % 2 ? &backwards : NULL, time_chunk);
+            if (got == NULL || memcmp(got, want, (DECODED + 1) * 300 * sizeof(float)) != 0) {
+                char text[200];
+                (void)snprintf(text, sizeof text, "d_model %d, type %d, %d threads%s, %s", d_model,
+                               (int)type, n, t % 2 ? ", hook" : "", dealt ? "dealt out" : "even");
+                FAIL(text);
+            }
+            free(got);
+        }
+    }
+    free(want);
+    synthetic_free(&image);
+}
+
+/* 12, 20 and 48 blocks of 16 channels: groups of 64 come whole, and cut among workers. */
+TEST(mamba1_bits) {
+    static const mamba_type types[] = {MAMBA_F32, MAMBA_BF16, MAMBA_Q8, MAMBA_Q4};
+    int i;
+    for (i = 0; i < 4; i++) {
+        check_bits(MAMBA_LAYER_MAMBA1, 96, types[i], 0);
+        check_bits(MAMBA_LAYER_MAMBA1, 160, types[i], 0);
+        check_bits(MAMBA_LAYER_MAMBA1, 384, types[i], 0);
+        check_bits(MAMBA_LAYER_MAMBA1, 160, types[i], 64);
+    }
+}
+
+TEST(mamba2_bits) {
+    static const mamba_type types[] = {MAMBA_F32, MAMBA_BF16, MAMBA_Q8, MAMBA_Q4};
+    int i;
+    for (i = 0; i < 4; i++) {
+        check_bits(MAMBA_LAYER_MAMBA2, 96, types[i], 0);
+        check_bits(MAMBA_LAYER_MAMBA2, 320, types[i], 0);
+        check_bits(MAMBA_LAYER_MAMBA2, 160, types[i], 64);
+    }
+}
+
+TEST_MAIN("ranges") {
+    RUN(every_item_once);
+    RUN(the_late_do_less);
+    RUN(mamba1_bits);
+    RUN(mamba2_bits);
+}
