@@ -1311,10 +1311,13 @@ static int mbi_split(int n, int n_parts, int i) {
  * below n_threads. */
 typedef void (*mbi_range)(void *arg, int begin, int end, int worker);
 
-/* A region of n items, dealt out.  Every worker begins with a range of its own, half of an equal
- * share, and then takes half of an equal share of what is left, time and again: a core that is
- * slower than the others, or not the process's alone, does less instead of holding up all.  Workers
- * are the tasks of a parallel-for, so that the caller's hook needs to know nothing of this. */
+/* A region of n items, dealt out.  Every worker begins with a range of its own, some eighths of an
+ * equal share, and then takes half of an equal share of what is left, time and again: a core that
+ * is slower than the others, or not the process's alone, does less instead of holding up all.
+ * Workers are the tasks of a parallel-for, so that the caller's hook needs to know nothing of
+ * this. */
+enum { MBI_WHOLE_SHARE = 8 };
+
 typedef struct mbi_ranges {
     mbi_range run;
     void *arg;
@@ -1331,8 +1334,9 @@ typedef struct mbi_ranges {
 #define MBI_ATOMICS 0
 #endif
 
-static int mbi_range_of(const mbi_ranges *r, int left) {
-    int n = left / (2 * r->n_workers);
+/* How many items are so many eighths of an equal share of those left. */
+static int mbi_range_of(const mbi_ranges *r, int left, int eighths) {
+    int n = (int)((int64_t)left * eighths / (MBI_WHOLE_SHARE * r->n_workers));
     return mbi_min_int(n >= r->unit ? n / r->unit * r->unit : r->least, left);
 }
 
@@ -1345,7 +1349,7 @@ static void mbi_ranges_task(void *arg, int worker) {
 #if MBI_ATOMICS
         begin = __atomic_load_n(&r->next, __ATOMIC_RELAXED);
         do {
-            end = begin + mbi_range_of(r, r->n - begin);
+            end = begin + mbi_range_of(r, r->n - begin, 4);
         } while (begin < end && !__atomic_compare_exchange_n(&r->next, &begin, end, 1,
                                                              __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 #else
@@ -1355,9 +1359,9 @@ static void mbi_ranges_task(void *arg, int worker) {
 }
 
 /* Calls run for ranges that make up [0, n).  Who gets which depends on the moment: no result may.
- * `even`: equal shares, for a region too short to be dealt out. */
+ * `own`: the eighths that a worker begins with; of the whole share, nothing is dealt out. */
 static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, int n, int unit,
-                                int least, int even, mbi_range run, void *arg) {
+                                int least, int own, mbi_range run, void *arg) {
     mbi_ranges r;
     if (n < 1) {
         return;
@@ -1371,7 +1375,8 @@ static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, i
     if (!MBI_ATOMICS) {
         r.first = mbi_pad_int((n + n_threads - 1) / n_threads, unit);
     } else {
-        r.first = even || n_threads == 1 ? (n + n_threads - 1) / n_threads : mbi_range_of(&r, n);
+        r.first = own == MBI_WHOLE_SHARE || n_threads == 1 ? (n + n_threads - 1) / n_threads
+                                                           : mbi_range_of(&r, n, own);
     }
     r.n_workers = mbi_min_int(n_threads, (n + r.first - 1) / r.first);
     r.next = mbi_min_int(r.n_workers * r.first, n);
@@ -6636,7 +6641,7 @@ struct mbi_ctx {
     const mamba_parallel *parallel;
     int n_tasks;             /* = threads */
     int n_tokens;            /* T of this chunk */
-    int even;                /* its regions are too short to be dealt out, see mbi_ranges */
+    int own;                 /* of its regions, see mbi_parallel_ranges */
     uint64_t position;       /* of its first token */
     int time_chunk;          /* tokens, a multiple of 16, or 0 */
     float *time_ends;        /* end states and sums of dt of the chunks */
@@ -6652,9 +6657,12 @@ struct mbi_ctx {
     float *scratch;          /* the layer's own */
 };
 
+/* Chunks of so many are read for the sake of their tokens, smaller ones for that of the weights. */
+enum { MBI_MANY_TOKENS = 64 };
+
 /* A region of n items, see mbi_ranges. */
 static void mbi_region(const mbi_ctx *ctx, int n, int unit, int least, mbi_range run, void *arg) {
-    mbi_parallel_ranges(ctx->parallel, ctx->n_tasks, n, unit, least, ctx->even, run, arg);
+    mbi_parallel_ranges(ctx->parallel, ctx->n_tasks, n, unit, least, ctx->own, run, arg);
 }
 
 /* Blocked activation on its way into a product. */
@@ -6782,14 +6790,14 @@ static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
     int parts;
     j.ctx = ctx;
     j.g = *g;
-    if (g->n_tokens < FEW_TOKENS || (narrow && ctx->even)) {
+    if (g->n_tokens < FEW_TOKENS || (narrow && ctx->own == MBI_WHOLE_SHARE)) {
         j.panels = 1;
     } else {
         j.panels = narrow ? n_panels : 4;
     }
     j.across = (n_panels + j.panels - 1) / j.panels;
     j.tokens = g->n_tokens;
-    parts = ((ctx->even ? 1 : 4) * ctx->n_tasks + j.across - 1) / j.across;
+    parts = ((ctx->own == MBI_WHOLE_SHARE ? 1 : 4) * ctx->n_tasks + j.across - 1) / j.across;
     if (ctx->n_tasks > 1 && parts > 1 && g->n_tokens > step) {
         j.tokens = mbi_pad_int((g->n_tokens + parts - 1) / parts, step);
     }
@@ -8026,7 +8034,8 @@ static void mbi_mamba2_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     u = mbi_norm_prepare_two(ctx, m->in_proj.type, l->norm, l->norm_eps, m->dt_in.type, &j.u);
     mbi_linear(ctx, &m->in_proj, u, m->in_bias, 0, ctx->scratch);
     MAMBA_PROFILE("conv, dt, scan");
-    if (!ctx->even && ctx->n_tasks > 1) { /* its few panels would keep a few threads for long */
+    if (ctx->n_tasks > 1 && ctx->own != MBI_WHOLE_SHARE && ctx->n_tokens >= MBI_MANY_TOKENS) {
+        /* its few panels would keep a few threads for long */
         mbi_linear(ctx, &m->dt_in, j.u, NULL, 0, j.dt);
         j.u = NULL;
     }
@@ -8592,18 +8601,25 @@ static void mbi_output(mbi_ctx *c, float *hidden, float *logits) {
     }
 }
 
-/* Whether the regions of so many tokens are too short to be dealt out: d_model^2 stands for the
- * weights of a layer.  For a few tokens, weights are read fastest in one go.  (Tests set the limit
- * to 0 to have everything dealt out.) */
+/* What a worker begins with in the regions of so many tokens.  d_model^2 stands for the weights of
+ * a layer.  For a few tokens it is them that take the time, and they are read fastest in one go; a
+ * little is dealt out all the same where that takes long enough.  Among many threads, one is always
+ * late.  (Tests set the size of what is short to 0: all is dealt out.) */
 #ifndef MBI_SHORT_REGION
-#define MBI_SHORT_REGION (4 << 20)
+#define MBI_SHORT_REGION (1 << 20)
 #endif
 
-static int mbi_is_short(const mbi_ctx *c, int n_tokens) {
-    enum { FEW = 64 };
-    uint64_t d_model = c->model->config.d_model;
-    uint64_t work = d_model * d_model * (uint64_t)n_tokens / (uint64_t)c->n_tasks;
-    return MBI_SHORT_REGION != 0 && (n_tokens < FEW || work < (uint64_t)MBI_SHORT_REGION);
+static int mbi_own_share(const mbi_ctx *c, int n_tokens) {
+    uint64_t weights = (uint64_t)c->model->config.d_model * c->model->config.d_model;
+    uint64_t is_short = (uint64_t)MBI_SHORT_REGION;
+    int n_threads =
+        c->model->parallel.run ? c->n_tasks : mbi_min_int(c->n_tasks, mbi_n_cores());
+    int many = n_threads > 4;
+    if (n_tokens >= MBI_MANY_TOKENS) {
+        uint64_t work = weights * (uint64_t)n_tokens / (uint64_t)n_threads / 4;
+        return work < is_short ? MBI_WHOLE_SHARE : many ? 4 : 6;
+    }
+    return (many ? weights * 2 : weights / 2) < is_short ? MBI_WHOLE_SHARE : many ? 6 : 7;
 }
 
 /* One chunk of at most s->chunk tokens from io, starting at `start`. */
@@ -8616,7 +8632,7 @@ static void mbi_forward(mamba_state *s, const mamba_parallel *parallel, const ma
     int i;
     c.parallel = parallel;
     c.n_tokens = n_tokens;
-    c.even = mbi_is_short(&c, n_tokens);
+    c.own = mbi_own_share(&c, n_tokens);
     c.position = s->position;
     MAMBA_PROFILE("embedding");
     mbi_embed(&c, io, start);
@@ -8644,7 +8660,7 @@ static void mbi_forward(mamba_state *s, const mamba_parallel *parallel, const ma
         c.r = s->last;
         c.u = s->last + width;
         c.n_tokens = 1;
-        c.even = mbi_is_short(&c, 1);
+        c.own = mbi_own_share(&c, 1);
         mbi_output(&c, io->want_hidden == MAMBA_WANT_LAST ? io->hidden : NULL,
                    io->want_logits == MAMBA_WANT_LAST ? io->logits : NULL);
     }
@@ -11561,6 +11577,7 @@ static mamba_status mbi_op_ssd_run(const mamba_target *target, const mamba_ssd *
     o.m.n_bc = o.m.n_groups * mbi_pad_int(o.m.d_state, MBI_LANES);
     o.ctx.k = mbi_op_kernels(target);
     o.ctx.parallel = parallel;
+    o.ctx.own = 4;
     o.ctx.n_tasks = mbi_min_int(mbi_n_threads(n_threads, parallel), o.m.width / MBI_LANES);
     o.job.m = &o.m;
     o.job.ctx = &o.ctx;

@@ -69,13 +69,13 @@ static void count_range(void *arg, int begin, int end, int worker) {
 }
 
 static int count_once(count_job *j, const mamba_parallel *parallel, int n, int n_threads, int unit,
-                      int least, int even) {
+                      int least, int own) {
     int i;
     int bad;
     memset(j, 0, sizeof *j);
     j->n = n;
     j->n_threads = n_threads;
-    mbi_parallel_ranges(parallel, n_threads, n, unit, least, even, count_range, j);
+    mbi_parallel_ranges(parallel, n_threads, n, unit, least, own, count_range, j);
     bad = j->bad;
     for (i = 0; i < n; i++) {
         bad += j->done[i] != 1;
@@ -91,25 +91,25 @@ TEST(every_item_once) {
     size_t t;
     size_t i;
     size_t u;
-    int even;
+    int own;
     for (t = 0; t < sizeof threads / sizeof *threads; t++) {
         for (i = 0; i < sizeof items / sizeof *items; i++) {
             for (u = 0; u < sizeof units / sizeof *units; u++) {
-                for (even = 0; even < 2; even++) {
+                for (own = 4; own <= 8; own++) {
                     CHECK_INT(count_once(&j, NULL, items[i], threads[t], units[u][0], units[u][1],
-                                         even),
+                                         own),
                               0);
                     CHECK_INT(count_once(&j, &backwards, items[i], threads[t], units[u][0],
-                                         units[u][1], even),
+                                         units[u][1], own),
                               0);
-                    if (even || threads[t] == 1) {
+                    if (own == 8 || threads[t] == 1) {
                         CHECK(j.ranges <= threads[t]);
                     }
                 }
             }
         }
     }
-    CHECK_INT(count_once(&j, NULL, 0, 4, 1, 1, 0), 0);
+    CHECK_INT(count_once(&j, NULL, 0, 4, 1, 1, 4), 0);
     CHECK_INT(j.ranges, 0);
 }
 
@@ -120,13 +120,13 @@ TEST(the_late_do_less) {
     if (!MBI_ATOMICS) {
         SKIP("no atomic operations with this compiler: equal shares");
     }
-    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 0), 0);
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 4), 0);
     CHECK_INT(j.of_worker[3], 12 + 48);
     CHECK_INT(j.of_worker[0], 12);
     CHECK_INT(j.of_worker[1], 12);
     CHECK_INT(j.of_worker[2], 12);
     CHECK(j.ranges > 8);
-    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 1), 0);
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 8), 0);
     CHECK_INT(j.of_worker[3], 24);
 }
 
