@@ -97,7 +97,7 @@
  *   @@sampler        A token from logits
  *   @@platform       Compiler, CPU family, operating system: the only place that asks
  *   @@base           Checked sizes, byte order, 16-bit floats, hash, errors, memory
- *   @@threads        Parallel-for behind the hook
+ *   @@threads        Parallel-for behind the hook, work dealt out
  *   @@cpu            What this CPU and operating system can run
  *   @@kernel_list    What every target must provide, with contracts
  *   @@kernel_passes  Read part 3 again for each extra target
@@ -217,9 +217,10 @@ typedef struct mamba_memory {
 typedef void (*mamba_task)(void *arg, int i_task);
 
 /* Parallel-for: run must call task(arg, i) once for every i in [0, n_tasks), in any order, on any
- * threads, and return when all are done.  NULL: OpenMP where compiled with it, else in order; then
- * a call of mamba_run and its like enters OpenMP once, and its threads wait for each other awake,
- * though they yield their cores. */
+ * threads, and return when all are done.  Most tasks deal out their work among themselves: one that
+ * starts late, or has a slow core, finds less to do.  NULL: OpenMP where compiled with it, else in
+ * order; then a call of mamba_run and its like enters OpenMP once, and its threads wait for each
+ * other awake, though they yield their cores. */
 typedef struct mamba_parallel {
     void (*run)(void *user, int n_tasks, mamba_task task, void *arg);
     void *user;
@@ -1143,7 +1144,7 @@ static mamba_memory mbi_memory_or_default(const mamba_memory *memory) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * @@threads   Parallel-for behind the hook                                               (private)
+ * @@threads   Parallel-for behind the hook, work dealt out                               (private)
  * ---------------------------------------------------------------------------------------------- */
 /* Cores this process may use: what the system grants, or less if OpenMP was told so. */
 static int mbi_n_cores(void) {
@@ -7018,6 +7019,20 @@ static void mbi_mamba1_in_blocks(void *arg, int begin, int end, int worker) {
     }
 }
 
+/* FalconMamba: norms of dt, B and C, each over its own rows. */
+static void mbi_mamba1_norm_tiles(void *arg, int begin, int end, int worker) {
+    const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
+    const mbi_mamba1 *m = j->m;
+    const mbi_kernels *k = j->ctx->k;
+    int T = j->ctx->n_tokens;
+    int t0 = begin * 16;
+    int t1 = mbi_min_int(end * 16, T);
+    (void)worker;
+    k->rmsnorm(j->dt, NULL, m->bcdt_eps, m->dt_rank, T, t0, t1, j->dt);
+    k->rmsnorm(j->B, NULL, m->bcdt_eps, m->d_state, T, t0, t1, j->B);
+    k->rmsnorm(j->C, NULL, m->bcdt_eps, m->d_state, T, t0, t1, j->C);
+}
+
 /* A part of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus,
  * scan and gate of 16.  Every part of z lies where the range's first one would; y replaces x. */
 static void mbi_mamba1_scan_blocks(void *arg, int b, int end, int worker) {
@@ -7232,10 +7247,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     MAMBA_PROFILE("x_proj");
     mbi_linear(ctx, &m->x_proj, mbi_mamba1_input(&j, m->x_proj.type, j.x_ready), NULL, 0, bcdt);
     if (m->norm_bcdt) {
-        int T = ctx->n_tokens;
-        ctx->k->rmsnorm(j.dt, NULL, m->bcdt_eps, m->dt_rank, T, 0, T, j.dt);
-        ctx->k->rmsnorm(j.B, NULL, m->bcdt_eps, m->d_state, T, 0, T, j.B);
-        ctx->k->rmsnorm(j.C, NULL, m->bcdt_eps, m->d_state, T, 0, T, j.C);
+        mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, mbi_mamba1_norm_tiles, &j);
     }
     MAMBA_PROFILE("in_proj z, dt_proj, scan");
     j.dt_ready = mbi_prepare(ctx, m->dt_proj.type, j.dt, m->dt_rank);
