@@ -1308,6 +1308,8 @@ static int mbi_split(int n, int n_parts, int i) {
     return (int)((int64_t)n * i / n_parts);
 }
 
+enum { MBI_WHOLE_SHARE = 8 }; /* eighths */
+
 /* Items [begin, end) of a region; no two calls at the same time have the same worker, a number
  * below n_threads. */
 typedef void (*mbi_range)(void *arg, int begin, int end, int worker);
@@ -1317,8 +1319,6 @@ typedef void (*mbi_range)(void *arg, int begin, int end, int worker);
  * is slower than the others, or not the process's alone, does less instead of holding up all.
  * Workers are the tasks of a parallel-for, so that the caller's hook needs to know nothing of
  * this. */
-enum { MBI_WHOLE_SHARE = 8 };
-
 typedef struct mbi_ranges {
     mbi_range run;
     void *arg;
@@ -1360,7 +1360,8 @@ static void mbi_ranges_task(void *arg, int worker) {
 }
 
 /* Calls run for ranges that make up [0, n).  Who gets which depends on the moment: no result may.
- * `own`: the eighths that a worker begins with; of the whole share, nothing is dealt out. */
+ * `own`: the eighths of its share that a worker begins with; MBI_WHOLE_SHARE: nothing is dealt
+ * out. */
 static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, int n, int unit,
                                 int least, int own, mbi_range run, void *arg) {
     mbi_ranges r;
