@@ -6642,6 +6642,7 @@ struct mbi_ctx {
     const mbi_kernels *k;
     const mamba_parallel *parallel;
     int n_tasks;             /* = threads */
+    int n_threads;           /* of them, that can run at once */
     int n_tokens;            /* T of this chunk */
     int own;                 /* of its regions, see mbi_parallel_ranges */
     uint64_t position;       /* of its first token */
@@ -6665,6 +6666,15 @@ enum { MBI_MANY_TOKENS = 64 };
 /* A region of n items, see mbi_ranges. */
 static void mbi_region(const mbi_ctx *ctx, int n, int unit, int least, mbi_range run, void *arg) {
     mbi_parallel_ranges(ctx->parallel, ctx->n_tasks, n, unit, least, ctx->own, run, arg);
+}
+
+/* A region over tiles of 16 tokens. */
+static void mbi_tile_region(const mbi_ctx *ctx, mbi_range run, void *arg) {
+    mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, run, arg);
+}
+
+static unsigned char *mbi_worker_scratch(const mbi_ctx *ctx, int worker) {
+    return ctx->task_scratch + (size_t)worker * ctx->task_bytes;
 }
 
 /* Blocked activation on its way into a product. */
@@ -6709,7 +6719,7 @@ static const void *mbi_prepare_run(const mbi_ctx *ctx, mbi_prepare_job *j) {
     const float *x = j->normalise ? j->u : j->x;
     j->ctx = ctx;
     if (prepared || j->normalise) {
-        mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, mbi_prepare_tiles, j);
+        mbi_tile_region(ctx, mbi_prepare_tiles, j);
     }
     return prepared ? (const void *)ctx->prepared : (const void *)x;
 }
@@ -6770,7 +6780,7 @@ typedef struct mbi_matmul_job {
 static void mbi_matmul_units(void *arg, int begin, int end, int worker) {
     const mbi_matmul_job *j = (const mbi_matmul_job *)arg;
     mbi_gemm g = j->g;
-    g.scratch = j->ctx->task_scratch + (size_t)worker * j->ctx->task_bytes;
+    g.scratch = mbi_worker_scratch(j->ctx, worker);
     while (begin < end) {
         int t = begin / j->across;
         int next = mbi_min_int((t + 1) * j->across, end);
@@ -6784,7 +6794,7 @@ static void mbi_matmul_units(void *arg, int begin, int end, int worker) {
 /* The product described by g (its scratch is filled in here), all panels, all tokens.  Tokens are
  * split only where there are too few panels to deal out, for each part reads the weights. */
 static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
-    enum { FEW_TOKENS = 16, FEW_PANELS = 16 };
+    enum { FEW_TOKENS = 16, FEW_PANELS = 16, UNITS = 4 /* a thread, where they are dealt out */ };
     mbi_matmul_job j;
     int n_panels = g->w->n_panels;
     int narrow = n_panels < FEW_PANELS;
@@ -6799,7 +6809,7 @@ static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
     }
     j.across = (n_panels + j.panels - 1) / j.panels;
     j.tokens = g->n_tokens;
-    parts = ((ctx->own == MBI_WHOLE_SHARE ? 1 : 4) * ctx->n_tasks + j.across - 1) / j.across;
+    parts = ((ctx->own == MBI_WHOLE_SHARE ? 1 : UNITS) * ctx->n_tasks + j.across - 1) / j.across;
     if (ctx->n_tasks > 1 && parts > 1 && g->n_tokens > step) {
         j.tokens = mbi_pad_int((g->n_tokens + parts - 1) / parts, step);
     }
@@ -6996,7 +7006,7 @@ static void mbi_mamba1_in_blocks(void *arg, int begin, int end, int worker) {
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     int width = mbi_mamba1_width(m);
     int z = width / MBI_LANES;
-    void *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
+    void *scratch = mbi_worker_scratch(ctx, worker);
     int b = begin;
     if (j->over_time) {
         mbi_part(ctx, &j->in, z + b, z + end, z + end, j->z + (size_t)b * block, scratch);
@@ -7041,7 +7051,7 @@ static void mbi_mamba1_scan_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba1 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    unsigned char *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
+    unsigned char *scratch = mbi_worker_scratch(ctx, worker);
     float *dt = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
     float *z = j->z + (size_t)b * block;
     const float *z_at = NULL;
@@ -7132,7 +7142,7 @@ static void mbi_mamba1_time_items(void *arg, int item, int end, int worker) {
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
     size_t state = (size_t)m->d_state * MBI_LANES;
-    unsigned char *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
+    unsigned char *scratch = mbi_worker_scratch(ctx, worker);
     float *dt = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
     mbi_gemm g;
     memset(&g, 0, sizeof g);
@@ -7248,7 +7258,7 @@ static void mbi_mamba1_forward(mbi_ctx *ctx, const mbi_layer *l, float *state) {
     MAMBA_PROFILE("x_proj");
     mbi_linear(ctx, &m->x_proj, mbi_mamba1_input(&j, m->x_proj.type, j.x_ready), NULL, 0, bcdt);
     if (m->norm_bcdt) {
-        mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, mbi_mamba1_norm_tiles, &j);
+        mbi_tile_region(ctx, mbi_mamba1_norm_tiles, &j);
     }
     MAMBA_PROFILE("in_proj z, dt_proj, scan");
     j.dt_ready = mbi_prepare(ctx, m->dt_proj.type, j.dt, m->dt_rank);
@@ -7315,7 +7325,7 @@ static const void *mbi_gate_run(const mbi_ctx *ctx, mbi_gate_job *j) {
     int prepared = ctx->k->prepared_bytes(j->type, j->n, ctx->n_tokens) != 0;
     j->ctx = ctx;
     if (prepared || j->n_mlp != 0 || j->norm || j->z) {
-        mbi_region(ctx, (ctx->n_tokens + 15) / 16, 2, 2, mbi_gate_tiles, j);
+        mbi_tile_region(ctx, mbi_gate_tiles, j);
     }
     return prepared ? (const void *)ctx->prepared : (const void *)j->x;
 }
@@ -7550,7 +7560,7 @@ static void mbi_mamba2_shared_blocks(void *arg, int b, int end, int worker) {
     g.y = j->dt;
     g.y_panel = block;
     g.y_token = MBI_LANES;
-    g.scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
+    g.scratch = mbi_worker_scratch(ctx, worker);
     for (; b < end; b++) {
         if (b < n_dt) {
             if (j->u) {
@@ -7611,7 +7621,7 @@ static void mbi_mamba2_scan_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba2 *m = j->m;
     mbi_ctx *ctx = j->ctx;
     size_t block = (size_t)ctx->n_tokens * MBI_LANES;
-    unsigned char *scratch = ctx->task_scratch + (size_t)worker * ctx->task_bytes;
+    unsigned char *scratch = mbi_worker_scratch(ctx, worker);
     float *lanes = (float *)(void *)(scratch + MBI_GEMM_SCRATCH);
     for (; b < end; b++) {
         size_t g = (size_t)(b * MBI_LANES / m->group_width);
@@ -7715,7 +7725,7 @@ static void mbi_mamba2_pairs_items(void *arg, int item, int end, int worker) {
         }
         mbi_chunk_gemm(j->ctx->k, Bt, (size_t)states * MBI_LANES, mbi_pad_int(q, 16) / 16,
                        m->d_state, C, T, 0, q, 0, M, (size_t)Q * MBI_LANES,
-                       j->ctx->task_scratch + (size_t)worker * j->ctx->task_bytes);
+                       mbi_worker_scratch(j->ctx, worker));
     }
 }
 
@@ -7967,7 +7977,7 @@ static void mbi_mamba2_chunk_blocks(void *arg, int begin, int end, int worker) {
     r.in = r.h + MBI_CHUNK_BLOCKS * MBI_LANES * states;
     r.out = r.in + j->chunk;
     r.sums = (double *)(void *)(r.out + j->chunk);
-    r.scratch = j->ctx->task_scratch + (size_t)worker * j->ctx->task_bytes;
+    r.scratch = mbi_worker_scratch(j->ctx, worker);
     for (r.b = begin; r.b < end; r.b += r.n_blocks) {
         int head = mbi_mamba2_head(m, r.b, 0);
         int b;
@@ -8519,6 +8529,7 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     c->k = &m->target->k;
     c->parallel = m->parallel.run ? &m->parallel : NULL;
     c->n_tasks = s->n_tasks;
+    c->n_threads = c->parallel ? s->n_tasks : mbi_min_int(s->n_tasks, mbi_n_cores());
     c->time_chunk = s->time_chunk;
 }
 
@@ -8625,11 +8636,9 @@ static void mbi_output(mbi_ctx *c, float *hidden, float *logits) {
 static int mbi_own_share(const mbi_ctx *c, int n_tokens) {
     uint64_t weights = (uint64_t)c->model->config.d_model * c->model->config.d_model;
     uint64_t is_short = (uint64_t)MBI_SHORT_REGION;
-    int n_threads =
-        c->model->parallel.run ? c->n_tasks : mbi_min_int(c->n_tasks, mbi_n_cores());
-    int many = n_threads > 4;
+    int many = c->n_threads > 4;
     if (n_tokens >= MBI_MANY_TOKENS) {
-        uint64_t work = weights * (uint64_t)n_tokens / (uint64_t)n_threads / 4;
+        uint64_t work = weights * (uint64_t)n_tokens / (uint64_t)c->n_threads / 4;
         return work < is_short ? MBI_WHOLE_SHARE : many ? 4 : 6;
     }
     return (many ? weights * 2 : weights / 2) < is_short ? MBI_WHOLE_SHARE : many ? 6 : 7;
@@ -11365,7 +11374,6 @@ typedef struct mbi_op_ssd {
     float *A, *bias;  /* (n_heads seg) */
     float *D;         /* (width) */
     int t0;           /* first token of the slab */
-    int n_tasks;
 } mbi_op_ssd;
 
 /* Channels of block b: how many, and the first one. */
@@ -11378,7 +11386,7 @@ static int mbi_op_ssd_lanes(const mbi_op_ssd *o, int b, size_t *channel) {
 }
 
 /* dt, B and C of the slab. */
-static void mbi_op_ssd_shared_task(void *arg, int i_task) {
+static void mbi_op_ssd_shared(void *arg, int b, int end, int worker) {
     const mbi_op_ssd *o = (const mbi_op_ssd *)arg;
     const mamba_ssd *s = o->s;
     int T = o->ctx.n_tokens;
@@ -11388,8 +11396,7 @@ static void mbi_op_ssd_shared_task(void *arg, int i_task) {
     int states = mbi_pad_int(s->d_state, MBI_LANES) / MBI_LANES;
     int n_dt = mbi_pad_int(s->n_heads, MBI_LANES) / MBI_LANES;
     int n_bc = o->m.n_groups * states;
-    int b = mbi_split(n_dt + 2 * n_bc, o->n_tasks, i_task);
-    int end = mbi_split(n_dt + 2 * n_bc, o->n_tasks, i_task + 1);
+    (void)worker;
     for (; b < end; b++) {
         if (b < n_dt) {
             float *dt = o->job.dt + (size_t)b * block;
@@ -11550,8 +11557,7 @@ static void mbi_op_ssd_slabs(mbi_op_ssd *o, int slab) {
     for (o->t0 = 0; o->t0 < s->n_tokens; o->t0 += o->ctx.n_tokens) {
         o->ctx.n_tokens = mbi_min_int(slab, s->n_tokens - o->t0);
         o->ctx.position = (uint64_t)o->t0;
-        o->n_tasks = mbi_min_int(o->ctx.n_tasks, n_shared);
-        mbi_parallel_for(o->ctx.parallel, o->n_tasks, o->n_tasks, mbi_op_ssd_shared_task, o);
+        mbi_region(&o->ctx, n_shared, 1, 1, mbi_op_ssd_shared, o);
         mbi_op_ssd_copy(o, 0);
         mbi_mamba2_scan(&o->job);
         mbi_op_ssd_copy(o, 1);

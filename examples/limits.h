@@ -335,7 +335,7 @@ static double limits_once(limits_fn f, const unsigned char *buffer, size_t bytes
     } else {
 #if MBI_OPENMP
         int pieces = threads * PIECES;
-        size_t slice = bytes / (size_t)pieces / 4096 * 4096;
+        size_t slice = bytes / (size_t)pieces / 256 * 256;
         int i;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(+ : total)
         for (i = 0; i < pieces; i++) {
