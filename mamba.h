@@ -2818,7 +2818,7 @@ MBI_FN void MBI_T(mbi_gemm_finish)(const mbi_gemm *g, int p, int start, int n, c
 #define MBI_V8(X, t) MBI_V4(X, t) X(4, t) X(5, t) X(6, t) X(7, t)
 #define MBI_N1(V, X) X(V, 0)
 #define MBI_N6(V, X) X(V, 0) X(V, 1) X(V, 2) X(V, 3) X(V, 4) X(V, 5)
-#define MBI_N10(V, X) MBI_N6(V, X) X(V, 6) X(V, 7) X(V, 8) X(V, 9)
+#define MBI_N12(V, X) MBI_N6(V, X) X(V, 6) X(V, 7) X(V, 8) X(V, 9) X(V, 10) X(V, 11)
 #define MBI_FMA_W(v, t)                                                                            \
     vf w##v = V_LOAD(w[(v) * V_LANES / MBI_LANES] + c * MBI_LANES + (v) * V_LANES % MBI_LANES);
 #define MBI_FMA_IN(v, t) vf a##v##_##t = V_LOAD(acc + (t) * acc_token + (v) * V_LANES);
@@ -2854,11 +2854,12 @@ MBI_FN void MBI_T(mbi_gemm_finish)(const mbi_gemm *g, int p, int start, int n, c
 MBI_FMA_KERNEL(mbi_fma_6, V_GEMM_NV, V_GEMM_V, MBI_N6)
 MBI_FMA_KERNEL(mbi_fma_1, V_GEMV_NV, V_GEMV_V, MBI_N1)
 MBI_FMA_KERNEL(mbi_fma_v6, 1, MBI_V1, MBI_N6)
-MBI_FMA_KERNEL(mbi_fma_v10, 1, MBI_V1, MBI_N10)
+MBI_FMA_KERNEL(mbi_fma_v12, 1, MBI_V1, MBI_N12)
+MBI_FMA_KERNEL(mbi_fma_two12, 2, MBI_V2, MBI_N12)
 MBI_FMA_KERNEL(mbi_fma_v1, 1, MBI_V1, MBI_N1)
 #undef MBI_N1
 #undef MBI_N6
-#undef MBI_N10
+#undef MBI_N12
 #undef MBI_FMA_W
 #undef MBI_FMA_IN
 #undef MBI_FMA_OUT
@@ -2869,41 +2870,43 @@ MBI_FMA_KERNEL(mbi_fma_v1, 1, MBI_V1, MBI_N1)
 #undef MBI_FMA_KERNEL
 
 /* acc (n tokens, n_panels*16) += panels * x over n_blocks blocks of 16 columns: the largest
- * register blocks that fit, then smaller ones.  Every output sees its columns in the same order. */
+ * register blocks that fit, then smaller ones.  Rows too few for the largest (1 to 3 panels in
+ * AVX-512) take more tokens instead.  Every output sees its columns in the same order. */
 MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels, const float *x,
                                  size_t x_block, int n_blocks, int n, float *acc) {
+    const int few = n_panels * MBI_LANES < V_GEMM_NV * V_LANES;
     int width = n_panels * MBI_LANES;
-    int t = 0;
-    int v;
-    for (; t < n;) {
+    int t;
+    int step;
+    for (t = 0; t < n; t += step) {
         const float *xt = x + (size_t)t * MBI_LANES;
         float *a = acc + (size_t)t * (size_t)width;
-        int step = n - t >= 10 ? 10 : 1; /* of the single vectors */
-        v = 0;
-        if (n - t >= 6 && width >= V_GEMM_NV * V_LANES) {
-            step = 6;
-        }
-        for (; v < width;) {
+        int v = 0;
+        int taken;
+        step = few && n - t >= 12 ? 12 : n - t >= 6 ? 6 : 1;
+        for (; v < width; v += taken * V_LANES) {
             const float *p = panel + (size_t)(v / MBI_LANES) * stride + v % MBI_LANES;
-            if (step == 6 && width - v >= V_GEMM_NV * V_LANES) {
+            int left = (width - v) / V_LANES;
+            if (step == 12 && left >= 2) {
+                taken = 2;
+                MBI_T(mbi_fma_two12)(p, stride, xt, x_block, n_blocks, a + v, width);
+            } else if (step == 12) {
+                taken = 1;
+                MBI_T(mbi_fma_v12)(p, stride, xt, x_block, n_blocks, a + v, width);
+            } else if (step == 6 && left >= V_GEMM_NV) {
+                taken = V_GEMM_NV;
                 MBI_T(mbi_fma_6)(p, stride, xt, x_block, n_blocks, a + v, width);
-                v += V_GEMM_NV * V_LANES;
-            } else if (step == 1 && width - v >= V_GEMV_NV * V_LANES) {
+            } else if (step == 6) {
+                taken = 1;
+                MBI_T(mbi_fma_v6)(p, stride, xt, x_block, n_blocks, a + v, width);
+            } else if (left >= V_GEMV_NV) {
+                taken = V_GEMV_NV;
                 MBI_T(mbi_fma_1)(p, stride, xt, x_block, n_blocks, a + v, width);
-                v += V_GEMV_NV * V_LANES;
-            } else if (step == 10) {
-                MBI_T(mbi_fma_v10)(p, stride, xt, x_block, n_blocks, a + v, width);
-                v += V_LANES;
             } else {
-                if (step == 6) {
-                    MBI_T(mbi_fma_v6)(p, stride, xt, x_block, n_blocks, a + v, width);
-                } else {
-                    MBI_T(mbi_fma_v1)(p, stride, xt, x_block, n_blocks, a + v, width);
-                }
-                v += V_LANES;
+                taken = 1;
+                MBI_T(mbi_fma_v1)(p, stride, xt, x_block, n_blocks, a + v, width);
             }
         }
-        t += step;
     }
 }
 
@@ -3035,22 +3038,21 @@ MBI_KERNEL void MBI_T(mbi_gemv)(const mbi_gemm *g, int p0, int p1, int t) {
  * the scratch unless they are floats already (32 KiB: the first-level cache), then used for all
  * tokens; the sums wait in the scratch from one block of columns to the next. */
 MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { GROUP = 4, COLUMNS = 8, PANEL = COLUMNS * 16 * MBI_LANES };
+    enum { GROUP = 4, COLUMNS = 8, PANEL = COLUMNS * 16 * MBI_LANES, MAX_T = 768 };
     const mbi_mat *w = g->w;
     float *expanded = (float *)g->scratch;
     float *acc = expanded + GROUP * PANEL;
     const float *x = (const float *)g->x;
     size_t x_block = (size_t)g->n_tokens * MBI_LANES;
     int n_blocks = (w->cols + 15) / 16;
-    int max_t = mbi_min_int(768, 256 * 1024 / (n_blocks * 16) + 120); /* x: half the L2 cache */
     int start;
     int p;
     if (t1 - t0 == 1 && w->type != MAMBA_F32) {
         MBI_T(mbi_gemv)(g, p0, p1, t0);
         return;
     }
-    for (start = t0; start < t1; start += max_t) {
-        int n = mbi_min_int(max_t, t1 - start);
+    for (start = t0; start < t1; start += MAX_T) {
+        int n = mbi_min_int(MAX_T, t1 - start);
         for (p = p0; p < p1; p += GROUP) {
             int n_panels = mbi_min_int(GROUP, p1 - p);
             int width = n_panels * MBI_LANES;
@@ -6794,7 +6796,7 @@ static void mbi_matmul_units(void *arg, int begin, int end, int worker) {
 /* The product described by g (its scratch is filled in here), all panels, all tokens.  Tokens are
  * split only where there are too few panels to deal out, for each part reads the weights. */
 static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
-    enum { FEW_TOKENS = 16, FEW_PANELS = 16, UNITS = 4 /* a thread, where they are dealt out */ };
+    enum { FEW_TOKENS = 16, FEW_PANELS = 16, UNITS = 8 /* a thread, where they are dealt out */ };
     mbi_matmul_job j;
     int n_panels = g->w->n_panels;
     int narrow = n_panels < FEW_PANELS;
