@@ -4020,18 +4020,23 @@ MBI_AMX_KERNEL void mbi_amx_expand(const mbi_mat *w, int p, int k, int n, unsign
 }
 
 /* One to 15 tokens: a single tile of activations, the weights read once in address order, f16
- * expanded one step ahead. */
+ * expanded one step ahead.  bf16: as in mbi_int8_few, while some panels are multiplied twice as many
+ * come into the second-level cache, up to 4, because 4 streams get 1.2 to 1.4 times more out of the
+ * memory than one; never more than the task has.  f16 is bound by its expansion and loses by the
+ * extra work. */
 MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_amx_shape *s,
                             int p0, int p1) {
     enum { AHEAD = 4096, STREAMS = 4 };
+    const int most = mbi_max_int(1, mbi_min_int((p1 - p0) / 8, STREAMS));
     const unsigned char *x = (const unsigned char *)g->x;
     const unsigned char *b = g->w->data + (size_t)p0 * g->w->panel_bytes;
     unsigned char *ring = (unsigned char *)g->scratch; /* 2 x 2 KiB */
     float *sum = (float *)(void *)(ring + 4096);
     size_t lo = (size_t)s->rows * 64;
-    const unsigned char *ahead = b;
-    size_t line = 0;
+    MBI_I(mbi_ahead) ahead;
     int turn = 0;
+    int end = p0;
+    int next = 1;
     int p;
     int i;
     int j;
@@ -4044,26 +4049,23 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
         } else {
             _tile_zero(0);
         }
-        if ((p - p0) % STREAMS == 0) {
-            ahead = b + STREAMS * g->w->panel_bytes;
-            line = 0;
+        if (p == end) {
+            int now = next;
+            end += now;
+            next = mbi_min_int(mbi_min_int(2 * now, most), p1 - end);
+            ahead = MBI_I(mbi_ahead_lines)(g->w, b + (size_t)now * g->w->panel_bytes, next,
+                                           g->w->panel_bytes / 64);
+            ahead.step = ahead.left / (now * s->steps) + 1;
         }
         for (i = 0; i < s->steps; i++) {
             const unsigned char *a = x + (size_t)i * s->unit;
             const unsigned char *tile = type == MAMBA_BF16 ? b : ring + turn * 2048;
             b += 1024;
-            /* bf16: the next 4 panels come into the second-level cache meanwhile, line by line in
-             * turn, because 4 streams get 1.2 to 1.4 times more out of the memory than one.  f16 is
-             * bound by its expansion and loses by the extra work. */
-            for (j = 0; j < 1024; j += 64) {
-                if (type == MAMBA_BF16) {
-                    _mm_prefetch((const char *)ahead + (line % STREAMS) * g->w->panel_bytes +
-                                     line / STREAMS * 64,
-                                 _MM_HINT_T1);
-                    line++;
-                } else {
-                    _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0);
-                }
+            if (type == MAMBA_BF16) {
+                MBI_I(mbi_ahead_some)(&ahead, ahead.step);
+            }
+            for (j = 0; type == MAMBA_F16 && j < 1024; j += 64) {
+                _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0);
             }
             turn ^= 1;
             if (type == MAMBA_F16 && (i < s->steps - 1 || p < p1 - 1)) {
@@ -6800,7 +6802,7 @@ static void mbi_matmul(const mbi_ctx *ctx, const mbi_gemm *g) {
     mbi_matmul_job j;
     int n_panels = g->w->n_panels;
     int narrow = n_panels < FEW_PANELS;
-    int step = narrow ? 32 : 48; /* tokens: whole tiles of every kernel, or nearly */
+    int step = narrow ? 32 : 96; /* tokens: whole tiles of every kernel, or nearly */
     int parts;
     j.ctx = ctx;
     j.g = *g;
