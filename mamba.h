@@ -822,6 +822,13 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #define MBI_UNUSED
 #endif
 
+/* Asks for a line into the second-level cache, where that was seen to pay. */
+#if (MBI_GCC || MBI_CLANG) && MBI_ARCH_X86
+#define MBI_PREFETCH(p) __builtin_prefetch((p), 0, 2)
+#else
+#define MBI_PREFETCH(p) ((void)(p))
+#endif
+
 #ifndef MAMBA_ASSERT
 #define MAMBA_ASSERT(x) ((void)0)
 #endif
@@ -2869,11 +2876,53 @@ MBI_FMA_KERNEL(mbi_fma_v1, 1, MBI_V1, MBI_N1)
 #undef MBI_FMA_TOKEN
 #undef MBI_FMA_KERNEL
 
+/* Lines still to be asked for, of some columns of some panels, while other weights are multiplied:
+ * one of each panel in turn, since memory gives more to several streams (see mbi_int8_few). */
+typedef struct MBI_T(mbi_ahead) {
+    const unsigned char *at; /* the line of the first panel */
+    size_t panel_bytes;
+    int n_panels, panel;
+    int left, step; /* step: how many at a time */
+} MBI_T(mbi_ahead);
+
+/* `lines` lines of each of n_panels panels, from `from` on. */
+MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_lines)(const mbi_mat *w, const unsigned char *from,
+                                               int n_panels, size_t lines) {
+    MBI_T(mbi_ahead) a;
+    memset(&a, 0, sizeof a);
+    a.at = from;
+    a.panel_bytes = w->panel_bytes;
+    a.n_panels = n_panels;
+    a.left = n_panels * (int)lines;
+    return a;
+}
+
+/* So many bytes from byte `first` on of `step` panels from p on, as far as those are below p1 or
+ * g->next. */
+MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_panels)(const mbi_gemm *g, int p, int step, int p1,
+                                                size_t first, size_t bytes) {
+    p1 = mbi_max_int(p1, g->next);
+    p = mbi_min_int(p, p1);
+    return MBI_T(mbi_ahead_lines)(g->w, g->w->data + (size_t)p * g->w->panel_bytes + first,
+                                  mbi_min_int(step, p1 - p), bytes / 64);
+}
+
+MBI_FN void MBI_T(mbi_ahead_some)(MBI_T(mbi_ahead) *a, int n) {
+    for (; n > 0 && a->left > 0; n--, a->left--) {
+        MBI_PREFETCH(a->at + (size_t)a->panel * a->panel_bytes);
+        if (++a->panel == a->n_panels) {
+            a->panel = 0;
+            a->at += 64;
+        }
+    }
+}
+
 /* acc (n tokens, n_panels*16) += panels * x over n_blocks blocks of 16 columns: the largest
  * register blocks that fit, then smaller ones.  Rows too few for the largest (1 to 3 panels in
  * AVX-512) take more tokens instead.  Every output sees its columns in the same order. */
 MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels, const float *x,
-                                 size_t x_block, int n_blocks, int n, float *acc) {
+                                 size_t x_block, int n_blocks, int n, float *acc,
+                                 MBI_T(mbi_ahead) *ahead) {
     const int few = n_panels * MBI_LANES < V_GEMM_NV * V_LANES;
     int width = n_panels * MBI_LANES;
     int t;
@@ -2884,6 +2933,7 @@ MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels
         int v = 0;
         int taken;
         step = few && n - t >= 12 ? 12 : n - t >= 6 ? 6 : 1;
+        MBI_T(mbi_ahead_some)(ahead, step * ahead->step);
         for (; v < width; v += taken * V_LANES) {
             const float *p = panel + (size_t)(v / MBI_LANES) * stride + v % MBI_LANES;
             int left = (width - v) / V_LANES;
@@ -3036,14 +3086,16 @@ MBI_KERNEL void MBI_T(mbi_gemv)(const mbi_gemm *g, int p0, int p1, int t) {
 
 /* The product in float32: groups of 4 panels; 128 columns of them at a time, expanded to floats in
  * the scratch unless they are floats already (32 KiB: the first-level cache), then used for all
- * tokens; the sums wait in the scratch from one block of columns to the next. */
+ * tokens, while the next ones come into the second-level cache where this CPU gains by it; the sums
+ * wait in the scratch from one block of columns to the next. */
 MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { GROUP = 4, COLUMNS = 8, PANEL = COLUMNS * 16 * MBI_LANES, MAX_T = 768 };
+    enum { GROUP = 4, COLUMNS = 8, PANEL = COLUMNS * 16 * MBI_LANES, MAX_T = 768, MANY = 16 };
     const mbi_mat *w = g->w;
     float *expanded = (float *)g->scratch;
     float *acc = expanded + GROUP * PANEL;
     const float *x = (const float *)g->x;
     size_t x_block = (size_t)g->n_tokens * MBI_LANES;
+    size_t block_bytes = w->type == MAMBA_F32 ? 1024 : 512;
     int n_blocks = (w->cols + 15) / 16;
     int start;
     int p;
@@ -3065,6 +3117,15 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
                 int count = mbi_min_int(COLUMNS, n_blocks - b);
                 const float *panel = (const float *)(const void *)(data + (size_t)b * 1024);
                 size_t stride = w->panel_bytes / sizeof(float);
+                MBI_T(mbi_ahead) ahead;
+                memset(&ahead, 0, sizeof ahead);
+                if (w->prefetch && n >= MANY && !mbi_is_quantized(w->type)) {
+                    int next = b + count < n_blocks ? b + count : 0;
+                    ahead = MBI_T(mbi_ahead_panels)(
+                        g, next ? p : p + GROUP, GROUP, p1, (size_t)next * block_bytes,
+                        (size_t)mbi_min_int(COLUMNS, n_blocks - next) * block_bytes);
+                    ahead.step = ahead.left / n + 1;
+                }
                 if (w->type != MAMBA_F32) {
                     for (i = 0; i < n_panels; i++) {
                         for (t = 0; t < count; t++) {
@@ -3077,7 +3138,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
                 }
                 MBI_T(mbi_fma_block)(panel, stride, n_panels,
                                      x + (size_t)b * x_block + (size_t)start * MBI_LANES, x_block,
-                                     count, n, acc);
+                                     count, n, acc, &ahead);
             }
             for (i = 0; i < n_panels; i++) {
                 MBI_T(mbi_gemm_finish)(g, p + i, start, n, acc + i * MBI_LANES, width);
@@ -3388,60 +3449,20 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
     }
 }
 
-#if MBI_PASS == MBI_NEON
-#define MBI_INT8_PREFETCH(p) (void)(p)
-#else
-#define MBI_INT8_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
-#endif
-
-/* Lines still to be asked for, of some columns of some panels, while other weights are multiplied:
- * one of each panel in turn, since memory gives more to several streams (see mbi_int8_few). */
-typedef struct MBI_I(mbi_ahead) {
-    const unsigned char *at; /* the line of the first panel */
-    size_t panel_bytes;
-    int n_panels, panel;
-    int left, step; /* step: of a group, in mbi_int8_few */
-} MBI_I(mbi_ahead);
-
-/* `lines` lines of each of n_panels panels, from `from` on. */
-MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_lines)(const mbi_mat *w, const unsigned char *from,
-                                               int n_panels, size_t lines) {
-    MBI_I(mbi_ahead) a;
-    memset(&a, 0, sizeof a);
-    a.at = from;
-    a.panel_bytes = w->panel_bytes;
-    a.n_panels = n_panels;
-    a.left = n_panels * (int)lines;
-    return a;
-}
-
 /* What follows groups [k, k+span) of panels [p, p+step): the next ones of the same panels, or the first
- * ones of the next panels below p1 or g->next, if there are any. */
-MBI_FN MBI_I(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_gemm *g, int p, int step, int p1, int k,
+ * ones of the next panels. */
+MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_of)(const mbi_gemm *g, int p, int step, int p1, int k,
                                             int span) {
     const mbi_mat *w = g->w;
     size_t bytes = mbi_group_bytes(w->type);
     size_t first;
     int more = k + span < mbi_groups(w->cols);
     int last;
-    p1 = mbi_max_int(p1, g->next);
-    p = mbi_min_int(more ? p : p + step, p1);
     k = more ? k + span : 0;
     last = mbi_min_int(k + span, mbi_groups(w->cols)) - 1;
     first = mbi_units_at(bytes, k) - 64; /* perhaps the codes in front */
-    return MBI_I(mbi_ahead_lines)(w, w->data + (size_t)p * w->panel_bytes + first,
-                                  mbi_min_int(step, p1 - p),
-                                  (mbi_units_at(bytes, last) + bytes - first) / 64);
-}
-
-MBI_FN void MBI_I(mbi_ahead_some)(MBI_I(mbi_ahead) *a, int n) {
-    for (; n > 0 && a->left > 0; n--, a->left--) {
-        MBI_INT8_PREFETCH(a->at + (size_t)a->panel * a->panel_bytes);
-        if (++a->panel == a->n_panels) {
-            a->panel = 0;
-            a->at += 64;
-        }
-    }
+    return MBI_T(mbi_ahead_panels)(g, more ? p : p + step, step, p1, first,
+                                   mbi_units_at(bytes, last) + bytes - first);
 }
 
 /* Columns 4j to 4j+3 of a group, whose first unit is at p. */
@@ -3529,7 +3550,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
     MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, float base, int row,       \
                                  const unsigned char *x, size_t x_group, size_t x_scales, int n,   \
                                  const float *in, size_t in_token, float *out, size_t out_token,   \
-                                 size_t out_panel, MBI_I(mbi_ahead) * ahead) {                     \
+                                 size_t out_panel, MBI_T(mbi_ahead) * ahead) {                     \
         int k;                                                                                     \
         V(MBI_INT8_AT, 0)                                                                          \
         N(V, MBI_INT8_LOAD)                                                                        \
@@ -3540,7 +3561,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
             vi xt;                                                                                 \
             vf xs;                                                                                 \
             if (ahead) {                                                                           \
-                MBI_I(mbi_ahead_some)(ahead, ahead->step);                                         \
+                MBI_T(mbi_ahead_some)(ahead, ahead->step);                                         \
             }                                                                                      \
             V(C, 0)                                                                                \
             N(V, MBI_INT8_START)                                                                   \
@@ -3582,7 +3603,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
     while (p0 < p1) {
         int end = p0 + now;
         int next = mbi_min_int(mbi_min_int(2 * now, most), p1 - end);
-        MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_lines)(
+        MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_lines)(
             w, w->data + (size_t)end * w->panel_bytes, next, w->panel_bytes / 64);
         ahead.step = ahead.left / (now * n_groups) + 1;
         for (p = p0; p < end; p++) {
@@ -3646,7 +3667,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int count = mbi_min_int(span, n_groups - k);
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
-                MBI_I(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(g, p, GROUP, p1, k, span);
+                MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_of)(g, p, GROUP, p1, k, span);
                 int lines = ahead.left * I_TILE_NT / n + 1; /* to ask for at a tile */
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
@@ -3659,7 +3680,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                                : left >= I_REST_NT       ? I_REST_NT
                                                          : 1;
                     size_t at = (size_t)(start + t);
-                    MBI_I(mbi_ahead_some)(&ahead, lines);
+                    MBI_T(mbi_ahead_some)(&ahead, lines);
                     for (i = 0; i < WIDTH; i += I_TILE_NV * V_LANES) {
                         (step == I_TILE_NT   ? MBI_I(mbi_int8_tile)
                          : step == I_REST_NT ? MBI_I(mbi_int8_tile_rest)
@@ -3709,7 +3730,6 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
 #undef MBI_INT8_KERNEL
 #undef MBI_INT8_FILE
 #undef MBI_INT8_EXPANDED
-#undef MBI_INT8_PREFETCH
 #endif /* MBI_I */
 
 #if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_I8MM
@@ -4033,7 +4053,7 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
     unsigned char *ring = (unsigned char *)g->scratch; /* 2 x 2 KiB */
     float *sum = (float *)(void *)(ring + 4096);
     size_t lo = (size_t)s->rows * 64;
-    MBI_I(mbi_ahead) ahead;
+    MBI_T(mbi_ahead) ahead;
     int turn = 0;
     int end = p0;
     int next = 1;
@@ -4053,7 +4073,7 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
             int now = next;
             end += now;
             next = mbi_min_int(mbi_min_int(2 * now, most), p1 - end);
-            ahead = MBI_I(mbi_ahead_lines)(g->w, b + (size_t)now * g->w->panel_bytes, next,
+            ahead = MBI_T(mbi_ahead_lines)(g->w, b + (size_t)now * g->w->panel_bytes, next,
                                            g->w->panel_bytes / 64);
             ahead.step = ahead.left / (now * s->steps) + 1;
         }
@@ -4062,7 +4082,7 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
             const unsigned char *tile = type == MAMBA_BF16 ? b : ring + turn * 2048;
             b += 1024;
             if (type == MAMBA_BF16) {
-                MBI_I(mbi_ahead_some)(&ahead, ahead.step);
+                MBI_T(mbi_ahead_some)(&ahead, ahead.step);
             }
             for (j = 0; type == MAMBA_F16 && j < 1024; j += 64) {
                 _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0);
@@ -4361,7 +4381,7 @@ typedef struct mbi_amx_groups {
     float *y;               /* of the first tile and panel, where sums end; NULL: in acc */
     size_t y_panel, y_token;
     int add, n, n_panels, n_tiles;
-    MBI_I(mbi_ahead) ahead; /* what comes next */
+    MBI_T(mbi_ahead) ahead; /* what comes next */
 } mbi_amx_groups;
 
 /* The panel whose sums are scaled while the products of the next one are under way. */
@@ -4463,7 +4483,7 @@ MBI_AMX_FN void mbi_amx_int8_walk(mbi_amx_groups *b, const int n) {
             const unsigned char *w = b->w + (size_t)p * b->w_panel;
             int32_t(*now)[256] = sums[i % 2];
             int line;
-            MBI_I(mbi_ahead_some)(&b->ahead, lines);
+            MBI_T(mbi_ahead_some)(&b->ahead, lines);
             for (line = 0; line < x_lines; line++, x_next += 64) {
                 _mm_prefetch((const char *)x_next, _MM_HINT_T0);
             }
@@ -4552,7 +4572,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
         direct = !(g->exact_rows && (p + b.n_panels) * MBI_LANES > w->rows);
         for (k = 0; k < n_groups; k += MBI_AMX_GROUPS) {
             b.n = mbi_min_int(MBI_AMX_GROUPS, n_groups - k);
-            b.ahead = MBI_I(mbi_ahead_of)(g, p, MBI_AMX_PANELS, p1, k, MBI_AMX_GROUPS);
+            b.ahead = MBI_T(mbi_ahead_of)(g, p, MBI_AMX_PANELS, p1, k, MBI_AMX_GROUPS);
             b.w = in_place ? w->data + (size_t)p * w->panel_bytes + mbi_units_at(1024, k) : expanded;
             b.w_panel = in_place ? w->panel_bytes : (size_t)b.n * 1024;
             for (i = 0; i < b.n_panels; i++) {
