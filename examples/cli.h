@@ -450,7 +450,7 @@ static int cli_read_file(const char *path, cli_text *t) {
     return code;
 }
 
-/* ---- lists of token ids ---------------------------------------------------------------------- */
+/* ---- lists of numbers: token ids, thread counts ---------------------------------------------- */
 
 typedef struct {
     int32_t *ids;
@@ -480,7 +480,7 @@ static int cli_is_separator(char c) {
     return c == ' ' || c == ',' || c == '\n' || c == '\t' || c == '\r';
 }
 
-/* Appends the ids in text, separated by spaces, commas or line ends, each below `limit`. */
+/* Appends the numbers in text, separated by spaces, commas or line ends, each below `limit`. */
 static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limit,
                          const char *where) {
     cli_quoted q;
@@ -501,7 +501,7 @@ static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limi
         }
         if (!cli_read_u64(text + start, i - start, &v) || v >= (uint64_t)limit) {
             return cli_fail(CLI_FAILED,
-                            "%s: token id %llu at byte %llu: found '%s', allowed: 0 to %lld",
+                            "%s: number %llu at byte %llu: found '%s', allowed: 0 to %lld",
                             cli_quote(&w, where, strlen(where)), (unsigned long long)list->n + 1,
                             (unsigned long long)start, cli_quote(&q, text + start, i - start),
                             (long long)limit - 1);
