@@ -74,7 +74,7 @@ static bench_figure bench_summary(double *values, int n) {
     return f;
 }
 
-/* "1,2,8" into list; every number in 1..hi. */
+/* "1,2,8" into list; every number at most hi. */
 static int bench_read_list(const char *text, const char *name, int64_t hi, int *list, int *n) {
     cli_ids ids = {NULL, 0, 0};
     size_t i;
