@@ -1315,7 +1315,7 @@ static int mbi_split(int n, int n_parts, int i) {
     return (int)((int64_t)n * i / n_parts);
 }
 
-enum { MBI_WHOLE_SHARE = 8 }; /* eighths */
+enum { MBI_WHOLE_SHARE = 8, MBI_HALF_SHARE = 4 }; /* eighths */
 
 /* Items [begin, end) of a region; no two calls at the same time have the same worker, a number
  * below n_threads. */
@@ -1357,7 +1357,7 @@ static void mbi_ranges_task(void *arg, int worker) {
 #if MBI_ATOMICS
         begin = __atomic_load_n(&r->next, __ATOMIC_RELAXED);
         do {
-            end = begin + mbi_range_of(r, r->n - begin, 4);
+            end = begin + mbi_range_of(r, r->n - begin, MBI_HALF_SHARE);
         } while (begin < end && !__atomic_compare_exchange_n(&r->next, &begin, end, 1,
                                                              __ATOMIC_RELAXED, __ATOMIC_RELAXED));
 #else
@@ -2907,6 +2907,17 @@ MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_panels)(const mbi_gemm *g, int p, int st
                                   mbi_min_int(step, p1 - p), bytes / 64);
 }
 
+/* For a few tokens: what to ask for while panels [p, p+now) are multiplied, in so many steps each.
+ * Twice as many panels, but at most `most`, and none from p1 on. */
+MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_twice)(const mbi_mat *w, int p, int now, int most, int p1,
+                                               int steps) {
+    int next = mbi_min_int(mbi_min_int(2 * now, most), p1 - p - now);
+    MBI_T(mbi_ahead) a = MBI_T(mbi_ahead_lines)(w, w->data + (size_t)(p + now) * w->panel_bytes,
+                                                next, w->panel_bytes / 64);
+    a.step = a.left / (now * steps) + 1;
+    return a;
+}
+
 MBI_FN void MBI_T(mbi_ahead_some)(MBI_T(mbi_ahead) *a, int n) {
     for (; n > 0 && a->left > 0; n--, a->left--) {
         MBI_PREFETCH(a->at + (size_t)a->panel * a->panel_bytes);
@@ -2931,31 +2942,19 @@ MBI_FN void MBI_T(mbi_fma_block)(const float *panel, size_t stride, int n_panels
         const float *xt = x + (size_t)t * MBI_LANES;
         float *a = acc + (size_t)t * (size_t)width;
         int v = 0;
-        int taken;
+        int wide; /* vectors at a time, while there are so many */
         step = few && n - t >= 12 ? 12 : n - t >= 6 ? 6 : 1;
+        wide = step == 12 ? 2 : step == 6 ? V_GEMM_NV : V_GEMV_NV;
         MBI_T(mbi_ahead_some)(ahead, step * ahead->step);
-        for (; v < width; v += taken * V_LANES) {
-            const float *p = panel + (size_t)(v / MBI_LANES) * stride + v % MBI_LANES;
-            int left = (width - v) / V_LANES;
-            if (step == 12 && left >= 2) {
-                taken = 2;
-                MBI_T(mbi_fma_two12)(p, stride, xt, x_block, n_blocks, a + v, width);
-            } else if (step == 12) {
-                taken = 1;
-                MBI_T(mbi_fma_v12)(p, stride, xt, x_block, n_blocks, a + v, width);
-            } else if (step == 6 && left >= V_GEMM_NV) {
-                taken = V_GEMM_NV;
-                MBI_T(mbi_fma_6)(p, stride, xt, x_block, n_blocks, a + v, width);
-            } else if (step == 6) {
-                taken = 1;
-                MBI_T(mbi_fma_v6)(p, stride, xt, x_block, n_blocks, a + v, width);
-            } else if (left >= V_GEMV_NV) {
-                taken = V_GEMV_NV;
-                MBI_T(mbi_fma_1)(p, stride, xt, x_block, n_blocks, a + v, width);
-            } else {
-                taken = 1;
-                MBI_T(mbi_fma_v1)(p, stride, xt, x_block, n_blocks, a + v, width);
-            }
+        while (v < width) {
+            int single = width - v < wide * V_LANES;
+            (step == 12  ? single ? MBI_T(mbi_fma_v12) : MBI_T(mbi_fma_two12)
+             : step == 6 ? single ? MBI_T(mbi_fma_v6) : MBI_T(mbi_fma_6)
+             : single    ? MBI_T(mbi_fma_v1)
+                         : MBI_T(mbi_fma_1))(
+                panel + (size_t)(v / MBI_LANES) * stride + v % MBI_LANES, stride, xt, x_block,
+                n_blocks, a + v, width);
+            v += single ? V_LANES : wide * V_LANES;
         }
     }
 }
@@ -3115,7 +3114,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
             MBI_T(mbi_gemm_start)(g, p, n, width, acc);
             for (b = 0; b < n_blocks; b += COLUMNS) {
                 int count = mbi_min_int(COLUMNS, n_blocks - b);
-                const float *panel = (const float *)(const void *)(data + (size_t)b * 1024);
+                const float *panel = (const float *)(const void *)(data + (size_t)b * block_bytes);
                 size_t stride = w->panel_bytes / sizeof(float);
                 MBI_T(mbi_ahead) ahead;
                 memset(&ahead, 0, sizeof ahead);
@@ -3602,10 +3601,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
     int t;
     while (p0 < p1) {
         int end = p0 + now;
-        int next = mbi_min_int(mbi_min_int(2 * now, most), p1 - end);
-        MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_lines)(
-            w, w->data + (size_t)end * w->panel_bytes, next, w->panel_bytes / 64);
-        ahead.step = ahead.left / (now * n_groups) + 1;
+        MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_twice)(w, p0, now, most, p1, n_groups);
         for (p = p0; p < end; p++) {
             for (t = t0; t < t1; t++) {
                 MBI_ALIGN64 float acc[MBI_LANES];
@@ -3621,7 +3617,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, 
             }
         }
         p0 = end;
-        now = next;
+        now = ahead.n_panels;
     }
 }
 
@@ -4040,10 +4036,9 @@ MBI_AMX_KERNEL void mbi_amx_expand(const mbi_mat *w, int p, int k, int n, unsign
 }
 
 /* One to 15 tokens: a single tile of activations, the weights read once in address order, f16
- * expanded one step ahead.  bf16: as in mbi_int8_few, while some panels are multiplied twice as many
- * come into the second-level cache, up to 4, because 4 streams get 1.2 to 1.4 times more out of the
- * memory than one; never more than the task has.  f16 is bound by its expansion and loses by the
- * extra work. */
+ * expanded one step ahead.  bf16 asks for its next panels as mbi_int8_few does, up to 4: so many
+ * streams get 1.2 to 1.4 times more out of the memory than one.  f16 is bound by its expansion and
+ * loses by the extra work. */
 MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_amx_shape *s,
                             int p0, int p1) {
     enum { AHEAD = 4096, STREAMS = 4 };
@@ -4070,12 +4065,9 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
             _tile_zero(0);
         }
         if (p == end) {
-            int now = next;
-            end += now;
-            next = mbi_min_int(mbi_min_int(2 * now, most), p1 - end);
-            ahead = MBI_T(mbi_ahead_lines)(g->w, b + (size_t)now * g->w->panel_bytes, next,
-                                           g->w->panel_bytes / 64);
-            ahead.step = ahead.left / (now * s->steps) + 1;
+            ahead = MBI_T(mbi_ahead_twice)(g->w, p, next, most, p1, s->steps);
+            end += next;
+            next = ahead.n_panels;
         }
         for (i = 0; i < s->steps; i++) {
             const unsigned char *a = x + (size_t)i * s->unit;
@@ -8520,9 +8512,7 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
         if (l->ops->kind == MAMBA_LAYER_MAMBA1) {
             n = (uint64_t)mbi_groups(l->u.mamba1.d_inner);
             groups = n > groups ? n : groups;
-        }
-        if (s->time_chunk > 0 && l->ops->kind == MAMBA_LAYER_MAMBA1) {
-            n = mbi_mamba1_time_sums(l, s->chunk, s->time_chunk);
+            n = s->time_chunk > 0 ? mbi_mamba1_time_sums(l, s->chunk, s->time_chunk) : 0;
             sums = n > sums ? n : sums;
             n *= (uint64_t)l->u.mamba1.d_state;
             ends = n > ends ? n : ends;
@@ -8663,7 +8653,7 @@ static int mbi_own_share(const mbi_ctx *c, int n_tokens) {
     int many = c->n_threads > 4;
     if (n_tokens >= MBI_MANY_TOKENS) {
         uint64_t work = weights * (uint64_t)n_tokens / (uint64_t)c->n_threads / 4;
-        return work < is_short ? MBI_WHOLE_SHARE : many ? 4 : 6;
+        return work < is_short ? MBI_WHOLE_SHARE : many ? MBI_HALF_SHARE : 6;
     }
     return (many ? weights * 2 : weights / 2) < is_short ? MBI_WHOLE_SHARE : many ? 6 : 7;
 }
@@ -11620,7 +11610,7 @@ static mamba_status mbi_op_ssd_run(const mamba_target *target, const mamba_ssd *
     o.m.n_bc = o.m.n_groups * mbi_pad_int(o.m.d_state, MBI_LANES);
     o.ctx.k = mbi_op_kernels(target);
     o.ctx.parallel = parallel;
-    o.ctx.own = 4;
+    o.ctx.own = MBI_HALF_SHARE;
     o.ctx.n_tasks = mbi_min_int(mbi_n_threads(n_threads, parallel), o.m.width / MBI_LANES);
     o.job.m = &o.m;
     o.job.ctx = &o.ctx;

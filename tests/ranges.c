@@ -213,26 +213,26 @@ static void check_bits(mamba_layer_kind kind, int d_model, mamba_type type, int 
     synthetic_free(&image);
 }
 
-/* 12, 20 and 48 blocks of 16 channels: groups of 64 come whole, and cut among workers. */
-TEST(mamba1_bits) {
+static void check_types(mamba_layer_kind kind, int d_model, int time_chunk) {
     static const mamba_type types[] = {MAMBA_F32, MAMBA_BF16, MAMBA_Q8, MAMBA_Q4};
-    int i;
-    for (i = 0; i < 4; i++) {
-        check_bits(MAMBA_LAYER_MAMBA1, 96, types[i], 0);
-        check_bits(MAMBA_LAYER_MAMBA1, 160, types[i], 0);
-        check_bits(MAMBA_LAYER_MAMBA1, 384, types[i], 0);
-        check_bits(MAMBA_LAYER_MAMBA1, 160, types[i], 64);
+    size_t i;
+    for (i = 0; i < sizeof types / sizeof *types; i++) {
+        check_bits(kind, d_model, types[i], time_chunk);
     }
 }
 
+/* 12, 20 and 48 blocks of 16 channels: groups of 64 come whole, and cut among workers. */
+TEST(mamba1_bits) {
+    check_types(MAMBA_LAYER_MAMBA1, 96, 0);
+    check_types(MAMBA_LAYER_MAMBA1, 160, 0);
+    check_types(MAMBA_LAYER_MAMBA1, 384, 0);
+    check_types(MAMBA_LAYER_MAMBA1, 160, 64);
+}
+
 TEST(mamba2_bits) {
-    static const mamba_type types[] = {MAMBA_F32, MAMBA_BF16, MAMBA_Q8, MAMBA_Q4};
-    int i;
-    for (i = 0; i < 4; i++) {
-        check_bits(MAMBA_LAYER_MAMBA2, 96, types[i], 0);
-        check_bits(MAMBA_LAYER_MAMBA2, 320, types[i], 0);
-        check_bits(MAMBA_LAYER_MAMBA2, 160, types[i], 64);
-    }
+    check_types(MAMBA_LAYER_MAMBA2, 96, 0);
+    check_types(MAMBA_LAYER_MAMBA2, 320, 0);
+    check_types(MAMBA_LAYER_MAMBA2, 160, 64);
 }
 
 TEST_MAIN("ranges") {
