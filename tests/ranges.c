@@ -1,6 +1,6 @@
 /*  ranges.c: regions dealt out to workers (mbi_parallel_ranges): that every item is done once, that
- *  a worker which is late finds its share taken by the others, and that no bit of a model's result
- *  depends on who did what.
+ *  a worker which is late finds its share taken by the others and begins with less the next time,
+ *  and that no bit of a model's result depends on who did what.
  */
 static int short_region; /* 0: every region is dealt out; large: none is */
 #define MBI_SHORT_REGION short_region
@@ -40,6 +40,17 @@ static void run_backwards(void *user, int n_tasks, mamba_task task, void *arg) {
 
 static const mamba_parallel backwards = {run_backwards, NULL};
 
+/* The same, the first task first. */
+static void run_forwards(void *user, int n_tasks, mamba_task task, void *arg) {
+    int i;
+    (void)user;
+    for (i = 0; i < n_tasks; i++) {
+        task(arg, i);
+    }
+}
+
+static const mamba_parallel forwards = {run_forwards, NULL};
+
 /* ---- every item once ------------------------------------------------------------------------- */
 
 enum { MAX_ITEMS = 1000, MAX_WORKERS = 64 };
@@ -69,13 +80,13 @@ static void count_range(void *arg, int begin, int end, int worker) {
 }
 
 static int count_once(count_job *j, const mamba_parallel *parallel, int n, int n_threads, int unit,
-                      int least, int own) {
+                      int least, int own, mbi_worker *workers) {
     int i;
     int bad;
     memset(j, 0, sizeof *j);
     j->n = n;
     j->n_threads = n_threads;
-    mbi_parallel_ranges(parallel, n_threads, n, unit, least, own, count_range, j);
+    mbi_parallel_ranges(parallel, n_threads, n, unit, least, own, workers, count_range, j);
     bad = j->bad;
     for (i = 0; i < n; i++) {
         bad += j->done[i] != 1;
@@ -88,6 +99,7 @@ TEST(every_item_once) {
     static const int items[] = {1, 2, 3, 5, 12, 20, 31, 64, 96, 97, 320, 1000};
     static const int units[][2] = {{1, 1}, {2, 2}, {4, 2}, {16, 16}};
     count_job j;
+    mbi_worker workers[MAX_WORKERS];
     size_t t;
     size_t i;
     size_t u;
@@ -97,10 +109,22 @@ TEST(every_item_once) {
             for (u = 0; u < sizeof units / sizeof *units; u++) {
                 for (own = 4; own <= 8; own++) {
                     CHECK_INT(count_once(&j, NULL, items[i], threads[t], units[u][0], units[u][1],
-                                         own),
+                                         own, NULL),
                               0);
                     CHECK_INT(count_once(&j, &backwards, items[i], threads[t], units[u][0],
-                                         units[u][1], own),
+                                         units[u][1], own, NULL),
+                              0);
+                    if (own == 8 || threads[t] == 1) {
+                        CHECK(j.ranges <= threads[t]);
+                    }
+                    memset(workers, 0, sizeof workers); /* nobody did anything; then one all */
+                    CHECK_INT(count_once(&j, &backwards, items[i], threads[t], units[u][0],
+                                         units[u][1], own, workers),
+                              0);
+                    memset(workers, 0, sizeof workers);
+                    workers[threads[t] / 2].share = MBI_ALL_WORK;
+                    CHECK_INT(count_once(&j, NULL, items[i], threads[t], units[u][0], units[u][1],
+                                         own, workers),
                               0);
                     if (own == 8 || threads[t] == 1) {
                         CHECK(j.ranges <= threads[t]);
@@ -109,7 +133,7 @@ TEST(every_item_once) {
             }
         }
     }
-    CHECK_INT(count_once(&j, NULL, 0, 4, 1, 1, 4), 0);
+    CHECK_INT(count_once(&j, NULL, 0, 4, 1, 1, 4, NULL), 0);
     CHECK_INT(j.ranges, 0);
 }
 
@@ -120,14 +144,46 @@ TEST(the_late_do_less) {
     if (!MBI_ATOMICS) {
         SKIP("no atomic operations with this compiler: equal shares");
     }
-    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 4), 0);
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 4, NULL), 0);
     CHECK_INT(j.of_worker[3], 12 + 48);
     CHECK_INT(j.of_worker[0], 12);
     CHECK_INT(j.of_worker[1], 12);
     CHECK_INT(j.of_worker[2], 12);
     CHECK(j.ranges > 8);
-    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 8), 0);
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 8, NULL), 0);
     CHECK_INT(j.of_worker[3], 24);
+}
+
+/* Who did more begins with more, a quarter of the way each time; who does little keeps a range. */
+TEST(shares_follow_the_work) {
+    count_job j;
+    mbi_worker w[4] = {{1 << 14, 0}, {1 << 14, 0}, {1 << 14, 0}, {1 << 14, 0}};
+    int i;
+    if (!MBI_ATOMICS) {
+        SKIP("no atomic operations with this compiler: equal shares");
+    }
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 4, w), 0);
+    CHECK_INT(j.of_worker[3], 12 + 48);
+    CHECK_INT(w[3].share, (3 * (1 << 14) + MBI_ALL_WORK * 60 / 96) / 4);
+    CHECK_INT(w[0].share, (3 * (1 << 14) + MBI_ALL_WORK * 12 / 96) / 4);
+    CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 4, w), 0);
+    CHECK_INT(j.of_worker[0], 8); /* 96 * 14336 / 65536 / 2 = 10.5 */
+    CHECK_INT(j.of_worker[2], 8);
+    CHECK_INT(j.of_worker[3], 72);
+    for (i = 0; i < 100; i++) {
+        CHECK_INT(count_once(&j, &backwards, 96, 4, 4, 2, 4, w), 0);
+    }
+    CHECK_INT(j.of_worker[0], 2);
+    CHECK_INT(j.of_worker[3], 90);
+    for (i = 0; i < 100; i++) {
+        CHECK_INT(count_once(&j, &forwards, 96, 4, 4, 2, 4, w), 0);
+    }
+    CHECK_INT(j.of_worker[0], 90);
+    CHECK_INT(j.of_worker[3], 2);
+    i = w[0].share;
+    CHECK_INT(count_once(&j, &forwards, 31, 4, 4, 2, 4, w), 0); /* too few to tell */
+    CHECK_INT(w[0].share, i);
+    CHECK_INT(j.of_worker[3], 2);
 }
 
 /* ---- the same bits, whoever did what --------------------------------------------------------- */
@@ -238,6 +294,7 @@ TEST(mamba2_bits) {
 TEST_MAIN("ranges") {
     RUN(every_item_once);
     RUN(the_late_do_less);
+    RUN(shares_follow_the_work);
     RUN(mamba1_bits);
     RUN(mamba2_bits);
 }
