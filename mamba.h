@@ -1341,11 +1341,11 @@ typedef struct mbi_ranges {
     mbi_range run;
     void *arg;
     int n, n_workers;
-    int unit, least;     /* items in a range: a multiple of `unit`, or `least` if that is too many */
-    int next;            /* the first item that nobody has taken */
-    int own;             /* eighths */
-    mbi_worker *workers; /* NULL: shares are equal, */
-    int first;           /* and this many items are each worker's first range */
+    int unit, least;      /* items in a range: a multiple of `unit`, or `least` if that is too many */
+    int own;              /* eighths */
+    int first;            /* items of each worker's first range, if shares are equal */
+    mbi_worker *workers;  /* NULL: they are */
+    MBI_ALIGN64 int next; /* the first item that nobody has taken: all write here */
 } mbi_ranges;
 
 /* Without atomic operations a region is cut into equal shares of whole units. */
