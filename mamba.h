@@ -1153,7 +1153,8 @@ static mamba_memory mbi_memory_or_default(const mamba_memory *memory) {
 /* ------------------------------------------------------------------------------------------------
  * @@threads   Parallel-for behind the hook, work dealt out                               (private)
  * ---------------------------------------------------------------------------------------------- */
-/* Cores this process may use: what the system grants, or less if OpenMP was told so. */
+/* Cores this process may use: what the system grants, or less if OpenMP was told so.  GCC's runtime
+ * asks the system every time (2.6 us on Zen 5). */
 static int mbi_n_cores(void) {
 #if MBI_OPENMP
     int n = omp_get_num_procs() < omp_get_max_threads() ? omp_get_num_procs()
@@ -1185,7 +1186,9 @@ static void mbi_parallel_for(const mamba_parallel *parallel, int n_threads, int 
         return;
     }
 #if MBI_OPENMP
-    n_threads = mbi_min_int(n_threads, mbi_n_cores());
+    if (n_tasks > 1 && n_threads > 1) {
+        n_threads = mbi_min_int(n_threads, mbi_n_cores());
+    }
     if (n_tasks > 1 && n_threads > 1) {
 #pragma omp parallel num_threads(n_threads) private(i)
         {
@@ -1300,10 +1303,12 @@ static void mbi_team_of(int n_threads, void (*body)(void *arg, const mamba_paral
 static void mbi_with_team(const mamba_parallel *parallel, int n_threads,
                           void (*body)(void *arg, const mamba_parallel *parallel), void *arg) {
 #if MBI_OPENMP
-    n_threads = mbi_min_int(n_threads, mbi_n_cores());
     if (!(parallel && parallel->run) && n_threads > 1) {
-        mbi_team_of(n_threads, body, arg);
-        return;
+        n_threads = mbi_min_int(n_threads, mbi_n_cores());
+        if (n_threads > 1) {
+            mbi_team_of(n_threads, body, arg);
+            return;
+        }
     }
 #endif
     (void)n_threads;

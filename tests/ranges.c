@@ -4,6 +4,17 @@
  */
 static int short_region; /* 0: every region is dealt out; large: none is */
 #define MBI_SHORT_REGION short_region
+
+#if defined(_OPENMP)
+#include <omp.h>
+static int times_asked; /* for the number of cores */
+
+static int count_asked(void) {
+    times_asked++;
+    return omp_get_num_procs();
+}
+#define omp_get_num_procs count_asked
+#endif
 #define MAMBA_IMPLEMENTATION
 #include "mamba.h"
 
@@ -212,6 +223,9 @@ static float *run_model(const synthetic_model *image, int n_threads, const mamba
     o.time_chunk = time_chunk;
     ok = mamba_open_memory(image->image, image->bytes, &c, &m, &err) == MAMBA_OK &&
          mamba_state_create(m, &o, &s, &err) == MAMBA_OK;
+#if MBI_OPENMP
+    times_asked = 0;
+#endif
     if (ok) {
         mamba_info info;
         mamba_model_info(m, &info);
@@ -291,10 +305,29 @@ TEST(mamba2_bits) {
     check_types(MAMBA_LAYER_MAMBA2, 160, 64);
 }
 
+/* The system is asked for the number of cores once a call, and not at all for one thread or where a
+ * hook runs everything: it takes as long as a small region. */
+TEST(cores_are_asked_for_once) {
+#if MBI_OPENMP
+    synthetic_model image;
+    REQUIRE(synthetic_build(&image, synthetic_find("tiny"), MAMBA_Q8, 0) == 0);
+    free(run_model(&image, 1, NULL, 0));
+    CHECK_INT(times_asked, 0);
+    free(run_model(&image, 2, &backwards, 0));
+    CHECK_INT(times_asked, 0);
+    free(run_model(&image, 2, NULL, 0));
+    CHECK_INT(times_asked, 1 + DECODED);
+    synthetic_free(&image);
+#else
+    SKIP("compiled without OpenMP");
+#endif
+}
+
 TEST_MAIN("ranges") {
     RUN(every_item_once);
     RUN(the_late_do_less);
     RUN(shares_follow_the_work);
     RUN(mamba1_bits);
     RUN(mamba2_bits);
+    RUN(cores_are_asked_for_once);
 }
