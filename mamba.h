@@ -1327,10 +1327,10 @@ enum { MBI_WHOLE_SHARE = 8, MBI_HALF_SHARE = 4 }; /* eighths */
 typedef void (*mbi_range)(void *arg, int begin, int end, int worker);
 
 /* What a worker did in the regions before, as its share of MBI_ALL_WORK (the last one counts for a
- * quarter), and how many items of this one.  Some cores stay slower than others for a while, because
- * they lie farther from the memory or another virtual machine runs on the same one: who begins with
- * what he will manage is done with the others.  1.4b on 16 Xeon threads: decode 13 % (q8) and 2 %
- * (bf16) faster than with equal shares. */
+ * quarter), and how many items of this one.  Some cores stay slower than others for a while: they lie
+ * farther from the memory, or another virtual machine runs on the same one.  A worker that begins
+ * with what it will manage ends with the others: decode of 1.4b on 16 Xeon threads is 13 % (q8) and
+ * 2 % (bf16) faster than with equal shares. */
 typedef struct mbi_worker {
     int share, done;
 } mbi_worker;
@@ -1348,8 +1348,8 @@ typedef struct mbi_ranges {
     int n, n_workers;
     int unit, least;      /* items in a range: a multiple of `unit`, or `least` if that is too many */
     int own;              /* eighths */
-    int first;            /* items of each worker's first range, if shares are equal */
-    mbi_worker *workers;  /* NULL: they are */
+    mbi_worker *workers;  /* NULL: shares are equal, */
+    int first;            /* and so many items are each worker's first range */
     MBI_ALIGN64 int next; /* the first item that nobody has taken: all write here */
 } mbi_ranges;
 
@@ -2956,8 +2956,8 @@ MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_panels)(const mbi_gemm *g, int p, int st
 /* For a few tokens: what to ask for while panels [p, p+now) are multiplied, in so many steps each:
  * twice as many panels, but at most `most`, and none from p1 on.  Where `most` is one, because many
  * threads have a little each, a large panel is asked for only AHEAD bytes before it is read, through
- * to the next one: a whole panel before costs 16 Xeon cores 7 % (bf16) and 3 % (q8) of the speed,
- * unless all weights lie in the last-level cache. */
+ * to the next one: a whole panel before costs 16 Xeon cores 7 % (1.4b bf16) and 3 % (q8) of the
+ * speed.  Models with smaller ones mostly lie in the last-level cache, and 130m q8 loses 4 %. */
 MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_twice)(const mbi_mat *w, int p, int now, int most, int p1,
                                                int steps) {
     enum { AHEAD = 4096 };
