@@ -1153,8 +1153,7 @@ static mamba_memory mbi_memory_or_default(const mamba_memory *memory) {
 /* ------------------------------------------------------------------------------------------------
  * @@threads   Parallel-for behind the hook, work dealt out                               (private)
  * ---------------------------------------------------------------------------------------------- */
-/* Cores this process may use: what the system grants, or less if OpenMP was told so.  GCC's runtime
- * asks the system every time (2.6 us on Zen 5). */
+/* Cores this process may use: what the system grants, or less if OpenMP was told so. */
 static int mbi_n_cores(void) {
 #if MBI_OPENMP
     int n = omp_get_num_procs() < omp_get_max_threads() ? omp_get_num_procs()
@@ -1163,6 +1162,12 @@ static int mbi_n_cores(void) {
 #else
     return 1;
 #endif
+}
+
+/* How many of some threads can run at once.  GCC's runtime asks the system for its cores every time
+ * (2.6 us on Zen 5), so one thread does not ask. */
+static int mbi_at_once(int n_threads) {
+    return n_threads > 1 ? mbi_min_int(n_threads, mbi_n_cores()) : n_threads;
 }
 
 /* n_threads of a config: 0 = all cores; never more than 1024. */
@@ -1186,10 +1191,8 @@ static void mbi_parallel_for(const mamba_parallel *parallel, int n_threads, int 
         return;
     }
 #if MBI_OPENMP
-    if (n_tasks > 1 && n_threads > 1) {
-        n_threads = mbi_min_int(n_threads, mbi_n_cores());
-    }
-    if (n_tasks > 1 && n_threads > 1) {
+    n_threads = n_tasks > 1 ? mbi_at_once(n_threads) : 1;
+    if (n_threads > 1) {
 #pragma omp parallel num_threads(n_threads) private(i)
         {
             int team = omp_get_num_threads();
@@ -1303,12 +1306,10 @@ static void mbi_team_of(int n_threads, void (*body)(void *arg, const mamba_paral
 static void mbi_with_team(const mamba_parallel *parallel, int n_threads,
                           void (*body)(void *arg, const mamba_parallel *parallel), void *arg) {
 #if MBI_OPENMP
-    if (!(parallel && parallel->run) && n_threads > 1) {
-        n_threads = mbi_min_int(n_threads, mbi_n_cores());
-        if (n_threads > 1) {
-            mbi_team_of(n_threads, body, arg);
-            return;
-        }
+    n_threads = parallel && parallel->run ? 1 : mbi_at_once(n_threads);
+    if (n_threads > 1) {
+        mbi_team_of(n_threads, body, arg);
+        return;
     }
 #endif
     (void)n_threads;
@@ -1371,23 +1372,27 @@ static int mbi_range_equal(const mbi_ranges *r, int left, int eighths) {
         mbi_range_of(r, (int64_t)left * eighths / (MBI_WHOLE_SHARE * r->n_workers)), left);
 }
 
-/* Where a worker's first range begins; where it ends, that of the next one does. */
+/* A worker's first range. */
+static int mbi_range_first(const mbi_ranges *r, int worker) {
+    return r->workers ? mbi_range_of(r, (int64_t)r->n * r->own * r->workers[worker].share /
+                                            (MBI_WHOLE_SHARE * (int64_t)MBI_ALL_WORK))
+                      : r->first;
+}
+
+/* Where it begins: behind those of the workers before. */
 static int mbi_range_begin(const mbi_ranges *r, int worker) {
-    int64_t begin = (int64_t)worker * r->first;
+    int begin = 0;
     int i;
-    if (r->workers) {
-        for (begin = 0, i = 0; i < worker; i++) {
-            begin += mbi_range_of(r, (int64_t)r->n * r->own * r->workers[i].share /
-                                         (MBI_WHOLE_SHARE * (int64_t)MBI_ALL_WORK));
-        }
+    for (i = 0; i < worker; i++) {
+        begin += mbi_min_int(mbi_range_first(r, i), r->n - begin);
     }
-    return (int)(begin < r->n ? begin : r->n);
+    return begin;
 }
 
 static void mbi_ranges_task(void *arg, int worker) {
     mbi_ranges *r = (mbi_ranges *)arg;
     int begin = mbi_range_begin(r, worker);
-    int end = mbi_range_begin(r, worker + 1);
+    int end = begin + mbi_min_int(mbi_range_first(r, worker), r->n - begin);
     int done = 0;
     while (begin < end) {
         r->run(r->arg, begin, end, worker);
@@ -8602,7 +8607,7 @@ static void mbi_state_layout(mamba_state *s, mbi_arena *a) {
     c->k = &m->target->k;
     c->parallel = m->parallel.run ? &m->parallel : NULL;
     c->n_tasks = s->n_tasks;
-    c->n_threads = c->parallel ? s->n_tasks : mbi_min_int(s->n_tasks, mbi_n_cores());
+    c->n_threads = c->parallel ? s->n_tasks : mbi_at_once(s->n_tasks);
     c->time_chunk = s->time_chunk;
 }
 

@@ -105,12 +105,28 @@ static int count_once(count_job *j, const mamba_parallel *parallel, int n, int n
     return bad;
 }
 
+/* In order and backwards, with equal shares, with none, and with all for one. */
+static void check_every_item(int n, int n_threads, int unit, int least, int own) {
+    int i;
+    for (i = 0; i < 6; i++) {
+        count_job j;
+        mbi_worker workers[MAX_WORKERS];
+        memset(workers, 0, sizeof workers);
+        workers[n_threads / 2].share = i < 4 ? 0 : MBI_ALL_WORK;
+        CHECK_INT(count_once(&j, i % 2 ? &backwards : NULL, n, n_threads, unit, least, own,
+                             i < 2 ? NULL : workers),
+                  0);
+        if (own == 8 || n_threads == 1) {
+            CHECK(j.ranges <= n_threads);
+        }
+    }
+}
+
 TEST(every_item_once) {
     static const int threads[] = {1, 2, 3, 7, 16, 64};
     static const int items[] = {1, 2, 3, 5, 12, 20, 31, 64, 96, 97, 320, 1000};
     static const int units[][2] = {{1, 1}, {2, 2}, {4, 2}, {16, 16}};
     count_job j;
-    mbi_worker workers[MAX_WORKERS];
     size_t t;
     size_t i;
     size_t u;
@@ -119,27 +135,7 @@ TEST(every_item_once) {
         for (i = 0; i < sizeof items / sizeof *items; i++) {
             for (u = 0; u < sizeof units / sizeof *units; u++) {
                 for (own = 4; own <= 8; own++) {
-                    CHECK_INT(count_once(&j, NULL, items[i], threads[t], units[u][0], units[u][1],
-                                         own, NULL),
-                              0);
-                    CHECK_INT(count_once(&j, &backwards, items[i], threads[t], units[u][0],
-                                         units[u][1], own, NULL),
-                              0);
-                    if (own == 8 || threads[t] == 1) {
-                        CHECK(j.ranges <= threads[t]);
-                    }
-                    memset(workers, 0, sizeof workers); /* nobody did anything; then one all */
-                    CHECK_INT(count_once(&j, &backwards, items[i], threads[t], units[u][0],
-                                         units[u][1], own, workers),
-                              0);
-                    memset(workers, 0, sizeof workers);
-                    workers[threads[t] / 2].share = MBI_ALL_WORK;
-                    CHECK_INT(count_once(&j, NULL, items[i], threads[t], units[u][0], units[u][1],
-                                         own, workers),
-                              0);
-                    if (own == 8 || threads[t] == 1) {
-                        CHECK(j.ranges <= threads[t]);
-                    }
+                    check_every_item(items[i], threads[t], units[u][0], units[u][1], own);
                 }
             }
         }
