@@ -1,4 +1,4 @@
-/* mamba.h - v0.4.0 - CPU inference for Mamba models - MIT licence, text at end of file
+/* mamba.h - v0.4.1 - CPU inference for Mamba models - MIT licence, text at end of file
  *
  * Runs selective state space models (the Mamba family) from one flat file that is mapped and used
  * in place: text, log-probabilities, hidden states or plain scans, on any CPU, with libc and libm
@@ -146,8 +146,8 @@
  * ---------------------------------------------------------------------------------------------- */
 #define MAMBA_VERSION_MAJOR 0
 #define MAMBA_VERSION_MINOR 4
-#define MAMBA_VERSION_PATCH 0
-#define MAMBA_VERSION_TEXT "0.4.0"
+#define MAMBA_VERSION_PATCH 1
+#define MAMBA_VERSION_TEXT "0.4.1"
 
 #ifndef MAMBA_API
 #if defined(MAMBA_STATIC) && defined(__GNUC__)
@@ -163,7 +163,7 @@
 extern "C" {
 #endif
 
-/* "0.4.0": the version that was compiled into the implementation.  Threads: any. */
+/* "0.4.1": the version that was compiled into the implementation.  Threads: any. */
 MAMBA_API const char *mamba_version(void);
 
 /* ------------------------------------------------------------------------------------------------
@@ -6930,8 +6930,9 @@ static void mbi_part(const mbi_ctx *ctx, const mbi_gemm *whole, int p, int end, 
     ctx->k->gemm(&g, 0, end - p, 0, ctx->n_tokens);
 }
 
-/* Panels of such a part, at most: what they give shall wait in the second-level cache for what comes
- * next.  All, where the products lose more by reading so much input again for every part. */
+/* Panels of such a part, at most, whole groups of 64 rows: what they give shall wait in the
+ * second-level cache for what comes next.  All, where the products lose more by reading so much input
+ * again for every part. */
 static int mbi_part_panels(const mbi_ctx *ctx, const mbi_mat *w) {
     enum { PANELS = 8, Y_BYTES = 256 * 1024, X_BYTES = 1280 * 1024 };
     size_t n_tokens = (size_t)ctx->n_tokens;
@@ -7123,8 +7124,9 @@ static void mbi_mamba1_norm_tiles(void *arg, int begin, int end, int worker) {
     k->rmsnorm(j->C, NULL, m->bcdt_eps, m->d_state, T, t0, t1, j->C);
 }
 
-/* A part of z; then dt_proj of 64 channels at a time, as float32 products like it best; softplus,
- * scan and gate of 16.  Every part of z lies where the range's first one would; y replaces x. */
+/* A part of z, up to the end of a group of 64 channels; then dt_proj of such a group at a time, as
+ * float32 products like it best; softplus, scan and gate of 16.  Every part of z lies where the
+ * range's first one would; y replaces x. */
 static void mbi_mamba1_scan_blocks(void *arg, int b, int end, int worker) {
     const mbi_mamba1_job *j = (const mbi_mamba1_job *)arg;
     const mbi_mamba1 *m = j->m;
@@ -7151,7 +7153,7 @@ static void mbi_mamba1_scan_blocks(void *arg, int b, int end, int worker) {
         int k;
         if (b == z_end) {
             int p = mbi_mamba1_width(m) / MBI_LANES;
-            z_end = mbi_min_int(b + j->part, end);
+            z_end = mbi_min_int(b / MBI_TASK_BLOCKS * MBI_TASK_BLOCKS + j->part, end);
             mbi_part(ctx, &j->in, p + b, p + z_end, p + end, z, scratch);
             z_at = z;
         }

@@ -197,9 +197,22 @@ TEST(shares_follow_the_work) {
 
 enum { TOKENS = 150, DECODED = 3 };
 
+/* What workers begin with: 0 = equal shares, 1 = the last one with all that the others leave, more =
+ * a draw of its own. */
+static void give_shares(mbi_worker *workers, int n, int draw) {
+    uint64_t seed = 77 + (uint64_t)draw;
+    int left = MBI_ALL_WORK;
+    int i;
+    for (i = 0; draw > 0 && i < n; i++) {
+        int share = draw == 1 ? 0 : (int)(synthetic_random(&seed) % (uint64_t)(left + 1));
+        workers[i].share = i < n - 1 ? share : left;
+        left -= workers[i].share;
+    }
+}
+
 /* Logits of a prompt and of some tokens behind it; NULL if something failed. */
 static float *run_model(const synthetic_model *image, int n_threads, const mamba_parallel *parallel,
-                        int time_chunk) {
+                        int time_chunk, int draw) {
     mamba_config c;
     mamba_state_options o;
     mamba_model *m = NULL;
@@ -219,6 +232,9 @@ static float *run_model(const synthetic_model *image, int n_threads, const mamba
     o.time_chunk = time_chunk;
     ok = mamba_open_memory(image->image, image->bytes, &c, &m, &err) == MAMBA_OK &&
          mamba_state_create(m, &o, &s, &err) == MAMBA_OK;
+    if (ok) {
+        give_shares(s->ctx.workers, n_threads, draw);
+    }
 #if MBI_OPENMP
     times_asked = 0;
 #endif
@@ -246,6 +262,7 @@ static float *run_model(const synthetic_model *image, int n_threads, const mamba
 }
 
 static void check_bits(mamba_layer_kind kind, int d_model, mamba_type type, int time_chunk) {
+    enum { WAYS = 5 };
     static const int threads[] = {2, 3, 5, 16};
     synthetic_geometry g;
     synthetic_model image;
@@ -259,17 +276,18 @@ static void check_bits(mamba_layer_kind kind, int d_model, mamba_type type, int 
     g.n_vocab = 300;
     g.d_state = kind == MAMBA_LAYER_MAMBA1 ? 16 : 64;
     REQUIRE(synthetic_build(&image, &g, type, 0) == 0);
-    want = run_model(&image, 1, NULL, time_chunk);
+    want = run_model(&image, 1, NULL, time_chunk, 0);
     CHECK(want != NULL);
     for (dealt = 0; dealt < 2 && want; dealt++) {
         short_region = dealt ? 0 : INT_MAX;
-        for (t = 0; t < 2 * sizeof threads / sizeof *threads; t++) {
-            int n = threads[t / 2];
-            float *got = run_model(&image, n, t % 2 ? &backwards : NULL, time_chunk);
+        for (t = 0; t < WAYS * sizeof threads / sizeof *threads; t++) {
+            int n = threads[t / WAYS];
+            int way = (int)(t % WAYS); /* OpenMP, a hook, and the hook with other shares */
+            float *got = run_model(&image, n, way ? &backwards : NULL, time_chunk, way - 1);
             if (got == NULL || memcmp(got, want, (DECODED + 1) * 300 * sizeof(float)) != 0) {
                 char text[200];
-                (void)snprintf(text, sizeof text, "d_model %d, type %d, %d threads%s, %s", d_model,
-                               (int)type, n, t % 2 ? ", hook" : "", dealt ? "dealt out" : "even");
+                (void)snprintf(text, sizeof text, "d_model %d, type %d, %d threads, way %d, %s",
+                               d_model, (int)type, n, way, dealt ? "dealt out" : "even");
                 FAIL(text);
             }
             free(got);
@@ -307,11 +325,11 @@ TEST(cores_are_asked_for_once) {
 #if MBI_OPENMP
     synthetic_model image;
     REQUIRE(synthetic_build(&image, synthetic_find("tiny"), MAMBA_Q8, 0) == 0);
-    free(run_model(&image, 1, NULL, 0));
+    free(run_model(&image, 1, NULL, 0, 0));
     CHECK_INT(times_asked, 0);
-    free(run_model(&image, 2, &backwards, 0));
+    free(run_model(&image, 2, &backwards, 0, 0));
     CHECK_INT(times_asked, 0);
-    free(run_model(&image, 2, NULL, 0));
+    free(run_model(&image, 2, NULL, 0, 0));
     CHECK_INT(times_asked, 1 + DECODED);
     synthetic_free(&image);
 #else
