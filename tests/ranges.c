@@ -197,8 +197,8 @@ TEST(shares_follow_the_work) {
 
 enum { TOKENS = 150, DECODED = 3 };
 
-/* What workers begin with: 0 = equal shares, 1 = the last one with all that the others leave, more =
- * a draw of its own. */
+/* What workers begin with: draw below 1: equal shares; 1: the last one has all that the others leave;
+ * more: each draw others. */
 static void give_shares(mbi_worker *workers, int n, int draw) {
     uint64_t seed = 77 + (uint64_t)draw;
     int left = MBI_ALL_WORK;
