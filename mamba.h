@@ -2942,7 +2942,7 @@ MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_lines)(const mbi_mat *w, const unsigned 
     MBI_T(mbi_ahead) a;
     memset(&a, 0, sizeof a);
     a.at = from;
-    a.panel_bytes = w->panel_bytes;
+    a.panel_bytes = (size_t)w->panel_bytes;
     a.n_panels = n_panels;
     a.left = n_panels * (int)lines;
     return a;
@@ -3176,7 +3176,7 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
             for (b = 0; b < n_blocks; b += COLUMNS) {
                 int count = mbi_min_int(COLUMNS, n_blocks - b);
                 const float *panel = (const float *)(const void *)(data + (size_t)b * block_bytes);
-                size_t stride = w->panel_bytes / sizeof(float);
+                size_t stride = (size_t)w->panel_bytes / sizeof(float);
                 MBI_T(mbi_ahead) ahead;
                 memset(&ahead, 0, sizeof ahead);
                 if (w->prefetch && n >= MANY && !mbi_is_quantized(w->type)) {
@@ -8756,7 +8756,7 @@ static void mbi_forward(mamba_state *s, const mamba_parallel *parallel, const ma
                                                      : NULL);
     }
     if (is_last && (io->want_logits == MAMBA_WANT_LAST || io->want_hidden == MAMBA_WANT_LAST)) {
-        size_t width = mbi_pad(m->config.d_model, MBI_LANES);
+        size_t width = (size_t)mbi_pad(m->config.d_model, MBI_LANES);
         size_t b;
         for (b = 0; b < width / MBI_LANES; b++) {
             memcpy(s->last + b * MBI_LANES,
