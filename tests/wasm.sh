@@ -18,7 +18,8 @@ const wasi = new WASI({ version: 'preview1', args, env: process.env, preopens: {
 const module = await WebAssembly.compile(readFileSync(args[0]));
 process.exitCode = wasi.start(await WebAssembly.instantiate(module, { wasi_snapshot_preview1: wasi.wasiImport }));
 EOF
-wasm() { timeout 300 node --no-warnings "$D/run.mjs" "$@"; }
+# node 18 wants the flag, later ones take it
+wasm() { timeout 300 node --no-warnings --experimental-wasi-unstable-preview1 "$D/run.mjs" "$@"; }
 flags="-std=c99 -D_POSIX_C_SOURCE=200809L -O2 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -I."
 compile() { # shellcheck disable=SC2086
     clang --target=wasm32-wasi -msimd128 $flags "$@"
