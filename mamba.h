@@ -1366,6 +1366,12 @@ static int mbi_range_of(const mbi_ranges *r, int64_t n) {
     return n >= r->unit ? (int)n / r->unit * r->unit : r->least;
 }
 
+/* Whether n items are enough ranges of the least size for each worker, so that shares can differ. */
+static int mbi_ranges_enough(int n, int least, int n_workers) {
+    enum { ENOUGH = 4 };
+    return n / least / ENOUGH >= n_workers;
+}
+
 /* So many eighths of an equal share of the items left. */
 static int mbi_range_equal(const mbi_ranges *r, int left, int eighths) {
     return mbi_min_int(
@@ -1417,7 +1423,6 @@ static void mbi_ranges_task(void *arg, int worker) {
  * out.  workers [n_threads]: what they did before; NULL, or too few items: shares are equal. */
 static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, int n, int unit,
                                 int least, int own, mbi_worker *workers, mbi_range run, void *arg) {
-    enum { ENOUGH = 4 }; /* ranges for each worker */
     int dealt = MBI_ATOMICS && own < MBI_WHOLE_SHARE && n_threads > 1;
     mbi_ranges r;
     int i;
@@ -1431,7 +1436,7 @@ static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, i
     r.unit = unit;
     r.least = least;
     r.own = own;
-    r.workers = dealt && n / least / ENOUGH >= n_threads ? workers : NULL;
+    r.workers = dealt && mbi_ranges_enough(n, least, n_threads) ? workers : NULL;
     r.first = dealt ? mbi_range_equal(&r, n, own)
                     : mbi_pad_int((n + n_threads - 1) / n_threads, MBI_ATOMICS ? 1 : unit);
     r.n_workers = mbi_min_int(n_threads, (n + r.first - 1) / r.first);
@@ -7036,15 +7041,16 @@ typedef struct mbi_mamba1_job {
 } mbi_mamba1_job;
 
 /* A region of blocks: whole groups of 64 channels where that is not too many to deal out, else two
- * blocks, because products like some panels; but one, where a prompt has fewer than four such pairs
- * for each thread, for then the last to finish costs more: 130m on 16 Xeon threads is 3 % (f32, q8)
- * and 4 % (bf16) faster so. */
+ * blocks, because products like some panels; but one, where a prompt has too few such pairs, for
+ * then the last to finish costs more: 130m on 16 Xeon threads is 3 % (f32, q8) and 4 % (bf16) faster
+ * so. */
 static void mbi_mamba1_region(mbi_mamba1_job *j, mbi_range run) {
     const mbi_ctx *ctx = j->ctx;
     int n_blocks = mbi_mamba1_width(j->m) / MBI_LANES;
-    int few = MBI_ATOMICS && ctx->n_tokens >= MBI_MANY_TOKENS && n_blocks / 8 < ctx->n_threads;
+    int single = MBI_ATOMICS && ctx->n_tokens >= MBI_MANY_TOKENS &&
+                 !mbi_ranges_enough(n_blocks, 2, ctx->n_threads);
     memset(ctx->made, 0, (size_t)mbi_groups(j->m->d_inner) * sizeof(int));
-    mbi_region(ctx, n_blocks, few ? 1 : MBI_TASK_BLOCKS, few ? 1 : 2, run, j);
+    mbi_region(ctx, n_blocks, single ? 1 : MBI_TASK_BLOCKS, single ? 1 : 2, run, j);
 }
 
 /* Where tasks prepare d_inner channels for weights of this type; NULL if they don't. */
