@@ -2933,7 +2933,7 @@ MBI_FMA_KERNEL(mbi_fma_v1, 1, MBI_V1, MBI_N1)
 #undef MBI_FMA_KERNEL
 
 /* Lines still to be asked for, of some columns of some panels, while other weights are multiplied:
- * one of each panel in turn, since memory gives more to several streams (see mbi_int8_few). */
+ * one of each panel in turn, since memory gives more to several streams. */
 typedef struct MBI_T(mbi_ahead) {
     const unsigned char *at; /* the line of the first panel */
     size_t panel_bytes;
@@ -2966,8 +2966,7 @@ MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_panels)(const mbi_gemm *g, int p, int st
 /* For a few tokens: what to ask for while panels [p, p+now) are multiplied, in so many steps each:
  * twice as many panels, but at most `most`, and none from p1 on.  Where `most` is one, because many
  * threads have a little each, a large panel is asked for only AHEAD bytes before it is read, through
- * to the next one: a whole panel before costs 16 Xeon cores 7 % (1.4b bf16) and 3 % (q8) of the
- * speed.  Models with smaller ones mostly lie in the last-level cache, and 130m q8 loses 4 %. */
+ * to the next one: a whole panel before costs 16 Xeon cores 7 % of the speed (1.4b). */
 MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_twice)(const mbi_mat *w, int p, int now, int most, int p1,
                                                int steps) {
     enum { AHEAD = 4096 };
@@ -2985,13 +2984,25 @@ MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_twice)(const mbi_mat *w, int p, int now,
 }
 
 MBI_FN void MBI_T(mbi_ahead_some)(MBI_T(mbi_ahead) *a, int n) {
-    for (; n > 0 && a->left > 0; n--, a->left--) {
-        MBI_PREFETCH(a->at + (size_t)a->panel * a->panel_bytes);
-        if (++a->panel == a->n_panels) {
-            a->panel = 0;
-            a->at += 64;
+    const unsigned char *at = a->at; /* in registers: in *a they cost more than the lines */
+    const unsigned char *line = at + (size_t)a->panel * a->panel_bytes;
+    const size_t panel_bytes = a->panel_bytes;
+    const int n_panels = a->n_panels;
+    int panel = a->panel;
+    int i;
+    n = mbi_min_int(n, a->left);
+    for (i = 0; i < n; i++) {
+        MBI_PREFETCH(line);
+        line += panel_bytes;
+        if (++panel == n_panels) {
+            panel = 0;
+            at += 64;
+            line = at;
         }
     }
+    a->at = at;
+    a->panel = panel;
+    a->left -= n;
 }
 
 /* acc (n tokens, n_panels*16) += panels * x over n_blocks blocks of 16 columns: the largest
@@ -3605,85 +3616,113 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
         V(MBI_INT8_W_##LOAD, j)                                                                    \
         N(V, MBI_INT8_TOKEN)                                                                       \
     }
+/* The same, and asks for line j of a group ahead; for the one in front of the first too, which may
+ * be one of scales. */
+#define MBI_INT8_STEP_AHEAD(V, N, LOAD, j)                                                         \
+    if ((j) == 0) {                                                                                \
+        V(MBI_INT8_FETCH, -1)                                                                      \
+    }                                                                                              \
+    if (64 * (j) < MBI_INT8_BYTES_##LOAD) {                                                        \
+        V(MBI_INT8_FETCH, j)                                                                       \
+    }                                                                                              \
+    MBI_INT8_STEP(V, N, LOAD, j)
+#define MBI_INT8_FETCH(v, j)                                                                       \
+    if ((v) * V_LANES % MBI_LANES == 0) { /* once for each panel */                                \
+        MBI_PREFETCH(p##v + ahead + 64 * (j));                                                     \
+    }
+#define MBI_INT8_BYTES_MBI_INT8_Q8 1024
+#define MBI_INT8_BYTES_MBI_INT8_Q6 768
+#define MBI_INT8_BYTES_MBI_INT8_Q4 512
 #define MBI_INT8_W_MBI_INT8_Q8(v, j) vi w##v = MBI_INT8_Q8(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_Q6(v, j) vi w##v = MBI_INT8_Q6(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_Q4(v, j) vi w##v = MBI_INT8_Q4(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_READY(v, j) vi w##v = MBI_INT8_READY(p##v + units + 4 * r##v, j);
-#define MBI_INT8_CODES(v, t) vf c##v = MBI_T(mbi_scales)(p##v + scales + r##v, base);
+#define MBI_INT8_CODES(v, t) vf c##v = MBI_T(mbi_scales)(p##v + scales + r##v, bases[at##v]);
 #define MBI_INT8_F32(v, t) vf c##v = V_LOAD((const float *)(const void *)(p##v + scales) + r##v);
-#define MBI_INT8_KERNEL(name, V, N, LOAD, UNITS, SCALES, C)                                        \
-    MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, float base, int row,       \
-                                 const unsigned char *x, size_t x_group, size_t x_scales, int n,   \
-                                 const float *in, size_t in_token, float *out, size_t out_token,   \
-                                 size_t out_panel, MBI_T(mbi_ahead) * ahead) {                     \
+#define MBI_INT8_KERNEL(name, V, N, STEP, LOAD, UNITS, SCALES, C)                                  \
+    MBI_INT8_FN void MBI_I(name)(const unsigned char *w, size_t stride, const float *bases,        \
+                                 size_t next, int row, const unsigned char *x, size_t x_group,     \
+                                 size_t x_scales, int n, const float *in, size_t in_token,         \
+                                 float *out, size_t out_token, size_t out_panel) {                 \
+        enum { AHEAD = 4096 };                                                                     \
+        const size_t before = stride < AHEAD ? stride : AHEAD;                                     \
         int k;                                                                                     \
         V(MBI_INT8_AT, 0)                                                                          \
         N(V, MBI_INT8_LOAD)                                                                        \
         for (k = 0; k < n; k++, x += x_group) {                                                    \
-            size_t units = UNITS;                                                                  \
-            size_t scales = SCALES;                                                                \
+            const size_t units = UNITS;                                                            \
+            const size_t scales = SCALES;                                                          \
+            size_t ahead = units + before;                                                         \
             vi start;                                                                              \
             vi xt;                                                                                 \
             vf xs;                                                                                 \
-            if (ahead) {                                                                           \
-                MBI_T(mbi_ahead_some)(ahead, ahead->step);                                         \
+            if (ahead + MBI_GROUP * MBI_LANES > stride) {                                          \
+                ahead = next != 0 ? ahead - stride + next : units;                                 \
             }                                                                                      \
             V(C, 0)                                                                                \
             N(V, MBI_INT8_START)                                                                   \
-            MBI_INT8_EACH(MBI_INT8_STEP, V, N, LOAD)                                               \
+            MBI_INT8_EACH(STEP, V, N, LOAD)                                                        \
             N(V, MBI_INT8_END)                                                                     \
+            (void)ahead;                                                                           \
         }                                                                                          \
         N(V, MBI_INT8_STORE)                                                                       \
-        (void)base;                                                                                \
+        (void)bases;                                                                               \
     }
-#define MBI_INT8_FILE(name, TYPE, BYTES)                                                           \
-    MBI_INT8_KERNEL(name, I_PANEL_V, MBI_N1, TYPE, mbi_units_at((BYTES), k),                       \
-                    mbi_codes_at((BYTES), k), MBI_INT8_CODES)
+#define MBI_INT8_FILE(name, V, STEP, TYPE)                                                         \
+    MBI_INT8_KERNEL(name, V, MBI_N1, STEP, TYPE, mbi_units_at(MBI_INT8_BYTES_##TYPE, k),           \
+                    mbi_codes_at(MBI_INT8_BYTES_##TYPE, k), MBI_INT8_CODES)
 #define MBI_INT8_EXPANDED(name, N)                                                                 \
-    MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_READY, (size_t)k * MBI_INT8_EXPANDED_BYTES,        \
+    MBI_INT8_KERNEL(name, I_TILE_V, N, MBI_INT8_STEP, MBI_INT8_READY,                              \
+                    (size_t)k * MBI_INT8_EXPANDED_BYTES,                                           \
                     (size_t)k * MBI_INT8_EXPANDED_BYTES + MBI_GROUP * MBI_LANES, MBI_INT8_F32)
-MBI_INT8_FILE(mbi_int8_q8, MBI_INT8_Q8, 1024)
-MBI_INT8_FILE(mbi_int8_q6, MBI_INT8_Q6, 768)
-MBI_INT8_FILE(mbi_int8_q4, MBI_INT8_Q4, 512)
+MBI_INT8_FILE(mbi_int8_q8, I_PANEL_V, MBI_INT8_STEP, MBI_INT8_Q8)
+MBI_INT8_FILE(mbi_int8_q6, I_PANEL_V, MBI_INT8_STEP, MBI_INT8_Q6)
+MBI_INT8_FILE(mbi_int8_q4, I_PANEL_V, MBI_INT8_STEP, MBI_INT8_Q4)
+MBI_INT8_FILE(mbi_int8_q8_ahead, I_PANEL_V, MBI_INT8_STEP_AHEAD, MBI_INT8_Q8)
+MBI_INT8_FILE(mbi_int8_q6_ahead, I_PANEL_V, MBI_INT8_STEP_AHEAD, MBI_INT8_Q6)
+MBI_INT8_FILE(mbi_int8_q4_ahead, I_PANEL_V, MBI_INT8_STEP_AHEAD, MBI_INT8_Q4)
+MBI_INT8_FILE(mbi_int8_q8_wide, MBI_V4, MBI_INT8_STEP_AHEAD, MBI_INT8_Q8)
+MBI_INT8_FILE(mbi_int8_q6_wide, MBI_V4, MBI_INT8_STEP_AHEAD, MBI_INT8_Q6)
+MBI_INT8_FILE(mbi_int8_q4_wide, MBI_V4, MBI_INT8_STEP_AHEAD, MBI_INT8_Q4)
 MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_rest, I_REST_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
 
-/* A few tokens: straight from the file, one token after the other, one panel at a time: two or four
- * at a time cost a third of the bandwidth of a Zen 5 core.  Prefetching costs a tenth there, but on
- * Sapphire Rapids one panel ahead gains a third (q8) to two thirds (q4), and eight at a time a fifth
- * (q8) to a third (q4) more on one core: see mbi_mat.  So while some panels are multiplied, twice as
- * many are asked for, up to what the second-level cache should hold and to an eighth of the task:
- * on 16 cores with 12 panels each, eight at a time are a tenth slower than one. */
+/* A few tokens: straight from the file, one token after the other.  Where prefetching pays, as many
+ * panels at a time as four vectors have rows, 4 KiB before they are read: so 16 Sapphire Rapids cores
+ * read q8 and q4 at the speed of the memory, and one core 130m q4 a third faster than when whole
+ * panels were asked for while others were multiplied.  On Zen 5, which is fastest without, one panel
+ * at a time: two or four cost a third of the bandwidth. */
+#define MBI_INT8_WAY(type)                                                                         \
+    (n > 1         ? MBI_I(mbi_int8_##type##_wide)                                                 \
+     : w->prefetch ? MBI_I(mbi_int8_##type##_ahead)                                                \
+                   : MBI_I(mbi_int8_##type))
 MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
-    enum { STREAMS = 8, STREAMED_BYTES = 512 * 1024 };
+    enum { WIDE = 4 * V_LANES / MBI_LANES };
     const mbi_mat *w = g->w;
+    size_t bytes = (size_t)w->panel_bytes;
     size_t x_scales = (size_t)g->n_tokens * MBI_GROUP;
-    int n_groups = mbi_groups(w->cols);
-    int fit = mbi_min_int((int)(STREAMED_BYTES / w->panel_bytes), (p1 - p0) / 8);
-    int most = fit < 1 ? 1 : mbi_min_int(fit, STREAMS);
-    int now = 1;
-    int p;
-    int t;
-    while (p0 < p1) {
-        int end = p0 + now;
-        MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_twice)(w, p0, now, most, p1, n_groups);
-        for (p = p0; p < end; p++) {
-            for (t = t0; t < t1; t++) {
-                MBI_ALIGN64 float acc[MBI_LANES];
-                MBI_T(mbi_gemm_start)(g, p, 1, MBI_LANES, acc);
-                (w->type == MAMBA_Q8   ? MBI_I(mbi_int8_q8)
-                 : w->type == MAMBA_Q6 ? MBI_I(mbi_int8_q6)
-                                       : MBI_I(mbi_int8_q4))(
-                    w->data + (size_t)p * w->panel_bytes, 0, w->bases[p], 0,
-                    (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
-                    x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
-                    n_groups, acc, 0, acc, 0, 0, w->prefetch && t == t0 ? &ahead : NULL);
-                MBI_T(mbi_gemm_finish)(g, p, t, 1, acc, MBI_LANES);
+    int n;
+    for (; p0 < p1; p0 += n) {
+        size_t next;
+        int t;
+        int i;
+        n = w->prefetch && p1 - p0 >= WIDE ? WIDE : 1;
+        next = p1 - p0 >= 2 * n ? (size_t)n * bytes : 0;
+        for (t = t0; t < t1; t++) {
+            MBI_ALIGN64 float acc[WIDE * MBI_LANES];
+            MBI_T(mbi_gemm_start)(g, p0, 1, n * MBI_LANES, acc);
+            (w->type == MAMBA_Q8   ? MBI_INT8_WAY(q8)
+             : w->type == MAMBA_Q6 ? MBI_INT8_WAY(q6)
+                                   : MBI_INT8_WAY(q4))(
+                w->data + (size_t)p0 * bytes, bytes, w->bases + p0, next, 0,
+                (const unsigned char *)g->x + (size_t)t * MBI_GROUP,
+                x_scales + (size_t)g->n_tokens * 8, x_scales - (size_t)t * (MBI_GROUP - 8),
+                mbi_groups(w->cols), acc, 0, acc, 0, MBI_LANES);
+            for (i = 0; i < n; i++) {
+                MBI_T(mbi_gemm_finish)(g, p0 + i, t, 1, acc + i * MBI_LANES, MBI_LANES);
             }
         }
-        p0 = end;
-        now = ahead.n_panels;
     }
 }
 
@@ -3730,9 +3769,10 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
                 MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_of)(g, p, GROUP, p1, k, span);
-                int lines = ahead.left * I_TILE_NT / n + 1; /* to ask for at a tile */
+                int lines = ahead.left / (GROUP + (n + I_TILE_NT - 1) / I_TILE_NT) + 1; /* at a time */
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
                     int panel = p + mbi_min_int(i, n_panels - 1);
+                    MBI_T(mbi_ahead_some)(&ahead, lines);
                     MBI_I(mbi_int8_expand)(w, panel, k, count, expanded + i * STRIDE);
                 }
                 for (t = 0; t < n;) {
@@ -3747,12 +3787,12 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                         (step == I_TILE_NT   ? MBI_I(mbi_int8_tile)
                          : step == I_REST_NT ? MBI_I(mbi_int8_tile_rest)
                                              : MBI_I(mbi_int8_tile_1))(
-                            expanded, STRIDE, 0.0f, i, x + at * MBI_GROUP, x_group,
+                            expanded, STRIDE, NULL, 0, i, x + at * MBI_GROUP, x_group,
                             (size_t)g->n_tokens * MBI_GROUP - at * (MBI_GROUP - 8), count,
                             k == 0 ? first : acc + t * WIDTH, k == 0 ? 0 : (size_t)WIDTH,
                             to_y ? g->y + (size_t)p * g->y_panel + at * g->y_token : acc + t * WIDTH,
                             to_y ? g->y_token : (size_t)WIDTH,
-                            to_y ? g->y_panel : (size_t)MBI_LANES, NULL);
+                            to_y ? g->y_panel : (size_t)MBI_LANES);
                     }
                     t += step;
                 }
@@ -3783,6 +3823,11 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
 #undef MBI_INT8_TOKEN
 #undef MBI_INT8_END
 #undef MBI_INT8_STEP
+#undef MBI_INT8_STEP_AHEAD
+#undef MBI_INT8_FETCH
+#undef MBI_INT8_BYTES_MBI_INT8_Q8
+#undef MBI_INT8_BYTES_MBI_INT8_Q6
+#undef MBI_INT8_BYTES_MBI_INT8_Q4
 #undef MBI_INT8_W_MBI_INT8_Q8
 #undef MBI_INT8_W_MBI_INT8_Q6
 #undef MBI_INT8_W_MBI_INT8_Q4
@@ -3792,6 +3837,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
 #undef MBI_INT8_KERNEL
 #undef MBI_INT8_FILE
 #undef MBI_INT8_EXPANDED
+#undef MBI_INT8_WAY
 #endif /* MBI_I */
 
 #if MBI_PASS == MBI_NEON && MBI_BUILD_NEON_I8MM
@@ -4102,7 +4148,7 @@ MBI_AMX_KERNEL void mbi_amx_expand(const mbi_mat *w, int p, int k, int n, unsign
 }
 
 /* One to 15 tokens: a single tile of activations, the weights read once in address order, f16
- * expanded one step ahead.  bf16 asks for its next panels as mbi_int8_few does, up to 4: so many
+ * expanded one step ahead.  bf16 asks for its next panels, up to 4 in turn: so many
  * streams get 1.2 to 1.4 times more out of the memory than one.  f16 is bound by its expansion and
  * loses by the extra work. */
 MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_amx_shape *s,
