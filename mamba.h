@@ -1,4 +1,4 @@
-/* mamba.h - v0.4.1 - CPU inference for Mamba models - MIT licence, text at end of file
+/* mamba.h - v0.4.2 - CPU inference for Mamba models - MIT licence, text at end of file
  *
  * Runs selective state space models (the Mamba family) from one flat file that is mapped and used
  * in place: text, log-probabilities, hidden states or plain scans, on any CPU, with libc and libm
@@ -146,8 +146,8 @@
  * ---------------------------------------------------------------------------------------------- */
 #define MAMBA_VERSION_MAJOR 0
 #define MAMBA_VERSION_MINOR 4
-#define MAMBA_VERSION_PATCH 1
-#define MAMBA_VERSION_TEXT "0.4.1"
+#define MAMBA_VERSION_PATCH 2
+#define MAMBA_VERSION_TEXT "0.4.2"
 
 #ifndef MAMBA_API
 #if defined(MAMBA_STATIC) && defined(__GNUC__)
@@ -163,7 +163,7 @@
 extern "C" {
 #endif
 
-/* "0.4.1": the version that was compiled into the implementation.  Threads: any. */
+/* "0.4.2": the version that was compiled into the implementation.  Threads: any. */
 MAMBA_API const char *mamba_version(void);
 
 /* ------------------------------------------------------------------------------------------------
@@ -3645,7 +3645,7 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
                                  size_t x_scales, int n, const float *in, size_t in_token,         \
                                  float *out, size_t out_token, size_t out_panel) {                 \
         enum { AHEAD = 4096 };                                                                     \
-        const size_t before = stride < AHEAD ? stride : AHEAD;                                     \
+        const size_t before = mbi_min_size(stride, AHEAD);                                         \
         int k;                                                                                     \
         V(MBI_INT8_AT, 0)                                                                          \
         N(V, MBI_INT8_LOAD)                                                                        \
