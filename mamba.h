@@ -2941,45 +2941,18 @@ typedef struct MBI_T(mbi_ahead) {
     int left, step; /* step: how many at a time */
 } MBI_T(mbi_ahead);
 
-/* `lines` lines of each of n_panels panels, from `from` on. */
-MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_lines)(const mbi_mat *w, const unsigned char *from,
-                                               int n_panels, size_t lines) {
-    MBI_T(mbi_ahead) a;
-    memset(&a, 0, sizeof a);
-    a.at = from;
-    a.panel_bytes = (size_t)w->panel_bytes;
-    a.n_panels = n_panels;
-    a.left = n_panels * (int)lines;
-    return a;
-}
-
 /* So many bytes from byte `first` on of `step` panels from p on, as far as those are below p1 or
  * g->next. */
 MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_panels)(const mbi_gemm *g, int p, int step, int p1,
                                                 size_t first, size_t bytes) {
+    MBI_T(mbi_ahead) a;
+    memset(&a, 0, sizeof a);
     p1 = mbi_max_int(p1, g->next);
     p = mbi_min_int(p, p1);
-    return MBI_T(mbi_ahead_lines)(g->w, g->w->data + (size_t)p * g->w->panel_bytes + first,
-                                  mbi_min_int(step, p1 - p), bytes / 64);
-}
-
-/* For a few tokens: what to ask for while panels [p, p+now) are multiplied, in so many steps each:
- * twice as many panels, but at most `most`, and none from p1 on.  Where `most` is one, because many
- * threads have a little each, a large panel is asked for only AHEAD bytes before it is read, through
- * to the next one: a whole panel before costs 16 Xeon cores 7 % of the speed (1.4b). */
-MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_twice)(const mbi_mat *w, int p, int now, int most, int p1,
-                                               int steps) {
-    enum { AHEAD = 4096 };
-    size_t bytes = (size_t)w->panel_bytes;
-    const unsigned char *panel = w->data + (size_t)p * bytes;
-    MBI_T(mbi_ahead) a;
-    if (most > 1 || bytes < 8 * AHEAD) {
-        int next = mbi_min_int(mbi_min_int(2 * now, most), p1 - p - now);
-        a = MBI_T(mbi_ahead_lines)(w, panel + (size_t)now * bytes, next, bytes / 64);
-    } else {
-        a = MBI_T(mbi_ahead_lines)(w, panel + AHEAD, 1, (p + 1 < p1 ? bytes : bytes - AHEAD) / 64);
-    }
-    a.step = a.left / (now * steps) + 1;
+    a.at = g->w->data + (size_t)p * g->w->panel_bytes + first;
+    a.panel_bytes = (size_t)g->w->panel_bytes;
+    a.n_panels = mbi_min_int(step, p1 - p);
+    a.left = a.n_panels * (int)(bytes / 64);
     return a;
 }
 
@@ -4147,23 +4120,18 @@ MBI_AMX_KERNEL void mbi_amx_expand(const mbi_mat *w, int p, int k, int n, unsign
     }
 }
 
-/* One to 15 tokens: a single tile of activations, the weights read once in address order, f16
- * expanded one step ahead.  bf16 asks for its next panels, up to 4 in turn: so many
- * streams get 1.2 to 1.4 times more out of the memory than one.  f16 is bound by its expansion and
- * loses by the extra work. */
+/* One to 15 tokens: a single tile of activations, the weights read once in address order and asked
+ * for AHEAD bytes before, f16 expanded one step ahead. */
 MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_amx_shape *s,
                             int p0, int p1) {
-    enum { AHEAD = 4096, STREAMS = 4 };
-    const int most = mbi_max_int(1, mbi_min_int((p1 - p0) / 8, STREAMS));
+    enum { AHEAD = 8192 };
     const unsigned char *x = (const unsigned char *)g->x;
     const unsigned char *b = g->w->data + (size_t)p0 * g->w->panel_bytes;
+    const unsigned char *end = g->w->data + (size_t)mbi_max_int(p1, g->next) * g->w->panel_bytes;
     unsigned char *ring = (unsigned char *)g->scratch; /* 2 x 2 KiB */
     float *sum = (float *)(void *)(ring + 4096);
     size_t lo = (size_t)s->rows * 64;
-    MBI_T(mbi_ahead) ahead;
     int turn = 0;
-    int end = p0;
-    int next = 1;
     int p;
     int i;
     int j;
@@ -4176,20 +4144,13 @@ MBI_AMX_FN void mbi_amx_few(const mamba_type type, const mbi_gemm *g, const mbi_
         } else {
             _tile_zero(0);
         }
-        if (p == end) {
-            ahead = MBI_T(mbi_ahead_twice)(g->w, p, next, most, p1, s->steps);
-            end += next;
-            next = ahead.n_panels;
-        }
         for (i = 0; i < s->steps; i++) {
             const unsigned char *a = x + (size_t)i * s->unit;
             const unsigned char *tile = type == MAMBA_BF16 ? b : ring + turn * 2048;
+            const unsigned char *ahead = end - b > AHEAD ? b + AHEAD : b;
             b += 1024;
-            if (type == MAMBA_BF16) {
-                MBI_T(mbi_ahead_some)(&ahead, ahead.step);
-            }
-            for (j = 0; type == MAMBA_F16 && j < 1024; j += 64) {
-                _mm_prefetch((const char *)b + AHEAD + j, _MM_HINT_T0);
+            for (j = 0; j < 1024; j += 64) {
+                _mm_prefetch((const char *)ahead + j, _MM_HINT_T0);
             }
             turn ^= 1;
             if (type == MAMBA_F16 && (i < s->steps - 1 || p < p1 - 1)) {
