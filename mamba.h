@@ -384,7 +384,8 @@ typedef struct mamba_state_options {
     int64_t max_tokens;    /* capacity of attention caches; 0 = 4096; ignored without attention */
 } mamba_state_options;
 
-/* Bytes that a state needs (recurrent state and scratch).  opt may be NULL. */
+/* Bytes that a state needs (recurrent state and scratch).  opt may be NULL.  Scratch is touched by the
+ * calls that need it: while a state has only decoded, most of it takes no memory of the system. */
 MAMBA_API mamba_status mamba_state_bytes(const mamba_model *model, const mamba_state_options *opt,
                                          size_t *bytes, mamba_error *err);
 /* Create with the model's allocator; the state is reset.  Errors: MEMORY, ARG. */
@@ -12453,10 +12454,12 @@ MAMBA_API mamba_status mamba_state_init(const mamba_model *model, const mamba_st
     a.base = (unsigned char *)memory;
     mbi_state_layout(&s, &a);
     s.bytes = need;
-    memset(memory, 0, need);
     memcpy(memory, &s, sizeof s);
+    memset(s.recurrent, 0, s.n_recurrent * sizeof(float)); /* nothing else is read before it is
+                                                              written, and may stay untouched */
     for (i = 0; i < s.n_tasks; i++) {
         s.ctx.workers[i].share = MBI_ALL_WORK / s.n_tasks;
+        s.ctx.workers[i].done = 0;
     }
     *state = (mamba_state *)memory;
     return MAMBA_OK;

@@ -41,6 +41,8 @@ static mamba_config config_here(void)
     memset(&c, 0, sizeof c);
     c.target = target;
     c.n_threads = 1;
+    c.memory.alloc = golden_alloc;
+    c.memory.free = golden_free;
     return c;
 }
 
@@ -833,7 +835,7 @@ static void *counted_alloc(void *user, size_t bytes, size_t align)
     if (c->left-- <= 0 || posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, bytes) != 0) {
         return NULL;
     }
-    memset(p, 0xa5, bytes); /* nothing may depend on zeros from the allocator */
+    memset(p, 0xff, bytes); /* nothing may depend on zeros from the allocator */
     c->live++;
     c->live_bytes += bytes;
     return p;
@@ -1056,7 +1058,7 @@ TEST(state_in_given_memory)
     block = (char *)malloc(bytes + 128);
     REQUIRE(block != NULL);
     aligned = block + (64 - (uintptr_t)block % 64) % 64;
-    memset(aligned, 0x7f, bytes + 1);
+    memset(aligned, 0xff, bytes + 1);
     CHECK_INT(mamba_state_init(s.m, NULL, NULL, bytes, &state, &err), MAMBA_ERR_ARG);
     CHECK_INT(mamba_state_init(s.m, NULL, aligned + 4, bytes, &state, &err), MAMBA_ERR_ARG);
     CHECK_INT(mamba_state_init(s.m, NULL, aligned, bytes - 1, &state, &err), MAMBA_ERR_RANGE);
@@ -1065,7 +1067,7 @@ TEST(state_in_given_memory)
     REQUIRE(state != NULL);
     check_rest(&s, state, 0, 1000);
     mamba_state_free(state); /* does nothing */
-    CHECK(aligned[bytes] == 0x7f);
+    CHECK((unsigned char)aligned[bytes] == 0xff);
     free(block);
     close_sample(&s);
 }

@@ -47,6 +47,8 @@ static mamba_model *open_path(const char *path) {
     memset(&c, 0, sizeof c);
     c.target = target;
     c.n_threads = 1;
+    c.memory.alloc = golden_alloc;
+    c.memory.free = golden_free;
     if (mamba_open(path, strlen(path), &c, &m, &err) != MAMBA_OK) {
         char text[600];
         mamba_error_text(&err, text, sizeof text);
