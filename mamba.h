@@ -384,8 +384,8 @@ typedef struct mamba_state_options {
     int64_t max_tokens;    /* capacity of attention caches; 0 = 4096; ignored without attention */
 } mamba_state_options;
 
-/* Bytes that a state needs (recurrent state and scratch).  opt may be NULL.  Scratch is touched by the
- * calls that need it: while a state has only decoded, most of it takes no memory of the system. */
+/* Bytes that a state needs (recurrent state and scratch).  opt may be NULL.  Scratch is touched by
+ * the calls that need it: while a state has only decoded, most of it takes no memory of the system. */
 MAMBA_API mamba_status mamba_state_bytes(const mamba_model *model, const mamba_state_options *opt,
                                          size_t *bytes, mamba_error *err);
 /* Create with the model's allocator; the state is reset.  Errors: MEMORY, ARG. */
@@ -3601,9 +3601,9 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
     if ((v) * V_LANES % MBI_LANES == 0) { /* once for each panel */                                \
         MBI_PREFETCH(p##v + ahead + 64 * (j));                                                     \
     }
-#define MBI_INT8_BYTES_MBI_INT8_Q8 1024
-#define MBI_INT8_BYTES_MBI_INT8_Q6 768
-#define MBI_INT8_BYTES_MBI_INT8_Q4 512
+#define MBI_INT8_BYTES_MBI_INT8_Q8 mbi_group_bytes(MAMBA_Q8)
+#define MBI_INT8_BYTES_MBI_INT8_Q6 mbi_group_bytes(MAMBA_Q6)
+#define MBI_INT8_BYTES_MBI_INT8_Q4 mbi_group_bytes(MAMBA_Q4)
 #define MBI_INT8_W_MBI_INT8_Q8(v, j) vi w##v = MBI_INT8_Q8(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_Q6(v, j) vi w##v = MBI_INT8_Q6(p##v + units + 4 * r##v, j);
 #define MBI_INT8_W_MBI_INT8_Q4(v, j) vi w##v = MBI_INT8_Q4(p##v + units + 4 * r##v, j);
@@ -3649,12 +3649,20 @@ MBI_INT8_FN void MBI_I(mbi_int8_expand)(const mbi_mat *w, int p, int g, int n,
 MBI_INT8_FILE(mbi_int8_q8, I_PANEL_V, MBI_INT8_STEP, MBI_INT8_Q8)
 MBI_INT8_FILE(mbi_int8_q6, I_PANEL_V, MBI_INT8_STEP, MBI_INT8_Q6)
 MBI_INT8_FILE(mbi_int8_q4, I_PANEL_V, MBI_INT8_STEP, MBI_INT8_Q4)
+#if MBI_ARCH_X86 /* elsewhere MBI_PREFETCH does nothing */
 MBI_INT8_FILE(mbi_int8_q8_ahead, I_PANEL_V, MBI_INT8_STEP_AHEAD, MBI_INT8_Q8)
 MBI_INT8_FILE(mbi_int8_q6_ahead, I_PANEL_V, MBI_INT8_STEP_AHEAD, MBI_INT8_Q6)
 MBI_INT8_FILE(mbi_int8_q4_ahead, I_PANEL_V, MBI_INT8_STEP_AHEAD, MBI_INT8_Q4)
 MBI_INT8_FILE(mbi_int8_q8_wide, MBI_V4, MBI_INT8_STEP_AHEAD, MBI_INT8_Q8)
 MBI_INT8_FILE(mbi_int8_q6_wide, MBI_V4, MBI_INT8_STEP_AHEAD, MBI_INT8_Q6)
 MBI_INT8_FILE(mbi_int8_q4_wide, MBI_V4, MBI_INT8_STEP_AHEAD, MBI_INT8_Q4)
+#define MBI_INT8_WAY(type)                                                                         \
+    (n > 1         ? MBI_I(mbi_int8_##type##_wide)                                                 \
+     : w->prefetch ? MBI_I(mbi_int8_##type##_ahead)                                                \
+                   : MBI_I(mbi_int8_##type))
+#else
+#define MBI_INT8_WAY(type) MBI_I(mbi_int8_##type)
+#endif
 MBI_INT8_EXPANDED(mbi_int8_tile, I_TILE_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_rest, I_REST_N)
 MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
@@ -3664,10 +3672,6 @@ MBI_INT8_EXPANDED(mbi_int8_tile_1, MBI_N1)
  * read q8 and q4 at the speed of the memory, and one core 130m q4 a third faster than when whole
  * panels were asked for while others were multiplied.  On Zen 5, which is fastest without, one panel
  * at a time: two or four cost a third of the bandwidth. */
-#define MBI_INT8_WAY(type)                                                                         \
-    (n > 1         ? MBI_I(mbi_int8_##type##_wide)                                                 \
-     : w->prefetch ? MBI_I(mbi_int8_##type##_ahead)                                                \
-                   : MBI_I(mbi_int8_##type))
 MBI_INT8_FN void MBI_I(mbi_int8_few)(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     enum { WIDE = 4 * V_LANES / MBI_LANES };
     const mbi_mat *w = g->w;
@@ -12455,13 +12459,12 @@ MAMBA_API mamba_status mamba_state_init(const mamba_model *model, const mamba_st
     mbi_state_layout(&s, &a);
     s.bytes = need;
     memcpy(memory, &s, sizeof s);
-    memset(s.recurrent, 0, s.n_recurrent * sizeof(float)); /* nothing else is read before it is
-                                                              written, and may stay untouched */
+    *state = (mamba_state *)memory;
+    mamba_state_reset(*state); /* nothing else is read before it is written, and may stay untouched */
     for (i = 0; i < s.n_tasks; i++) {
         s.ctx.workers[i].share = MBI_ALL_WORK / s.n_tasks;
         s.ctx.workers[i].done = 0;
     }
-    *state = (mamba_state *)memory;
     return MAMBA_OK;
 }
 
