@@ -319,6 +319,48 @@ TEST(mamba2_bits) {
     check_types(MAMBA_LAYER_MAMBA2, 160, 64);
 }
 
+/* ---- the team -------------------------------------------------------------------------------- */
+
+#if MBI_OPENMP
+enum { TEAM = 150, JOBS = 3 }; /* more members than lines to say that they are done */
+
+typedef struct team_job {
+    int done[JOBS][2 * TEAM], job;
+    int wrong;
+} team_job;
+
+static void team_task(void *arg, int i) {
+    team_job *j = (team_job *)arg;
+    j->done[j->job][i]++;
+}
+
+/* Jobs with as many tasks as members, with fewer and with more: all are done when the next begins. */
+static void team_body(void *arg, const mamba_parallel *parallel) {
+    static const int n_tasks[JOBS] = {TEAM, 20, 2 * TEAM};
+    team_job *j = (team_job *)arg;
+    for (j->job = 0; j->job < JOBS; j->job++) {
+        int i;
+        parallel->run(parallel->user, n_tasks[j->job], team_task, arg);
+        for (i = 0; i < 2 * TEAM; i++) {
+            j->wrong += j->done[j->job][i] != (i < n_tasks[j->job]);
+        }
+    }
+}
+#endif
+
+TEST(team_larger_than_its_lines) {
+#if MBI_OPENMP
+    team_job j;
+    memset(&j, 0, sizeof j);
+    CHECK((int)TEAM > (int)MBI_TEAM_LINES);
+    mbi_team_of(TEAM, team_body, &j);
+    CHECK_INT(j.job, JOBS);
+    CHECK_INT(j.wrong, 0);
+#else
+    SKIP("compiled without OpenMP");
+#endif
+}
+
 /* The system is asked for the number of cores once a call, and not at all for one thread or where a
  * hook runs everything: it takes as long as a small region. */
 TEST(cores_are_asked_for_once) {
@@ -343,5 +385,6 @@ TEST_MAIN("ranges") {
     RUN(shares_follow_the_work);
     RUN(mamba1_bits);
     RUN(mamba2_bits);
+    RUN(team_larger_than_its_lines);
     RUN(cores_are_asked_for_once);
 }
