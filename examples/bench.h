@@ -11,7 +11,9 @@
  *             its dot products on "avx512bf16"; else float32 FMA.  Scan, convolution and norms do
  *             not count as work: the share says how much of the machine the whole model reaches.
  *  Limits are measured with as many threads as the model uses.  A model smaller than the last-level
- *  cache can decode above the bandwidth of memory.
+ *  cache can decode above the bandwidth of memory.  Decoding is compared with a second limit too,
+ *  "matrices": the same reads of the model's own matrices, one after the other, each by all
+ *  threads, which then wait for the last one, as a token's products must.
  */
 #ifndef BENCH_H
 #define BENCH_H
@@ -26,6 +28,8 @@
 #endif
 
 enum { BENCH_MAX_LIST = 16, BENCH_MAX_REPS = 101 };
+
+enum { BENCH_MATRICES = LIMIT_COUNT }; /* besides the limits of the machine, one of the model */
 
 typedef struct {
     double median, spread;
@@ -53,12 +57,13 @@ typedef struct {
 static const struct {
     const char *name, *type, *unit;
     double scale;
-} bench_limit_names[LIMIT_COUNT] = {{"read", "", "GB/s", 1e-9},
-                                    {"fma", "f32", "GFLOP/s", 1e-9},
-                                    {"avx512bf16", "bf16", "GFLOP/s", 1e-9},
-                                    {"avx512vnni", "int8", "GOP/s", 1e-9},
-                                    {"amx", "bf16", "GFLOP/s", 1e-9},
-                                    {"amx", "int8", "GOP/s", 1e-9}};
+} bench_limit_names[LIMIT_COUNT + 1] = {{"read", "", "GB/s", 1e-9},
+                                        {"fma", "f32", "GFLOP/s", 1e-9},
+                                        {"avx512bf16", "bf16", "GFLOP/s", 1e-9},
+                                        {"avx512vnni", "int8", "GOP/s", 1e-9},
+                                        {"amx", "bf16", "GFLOP/s", 1e-9},
+                                        {"amx", "int8", "GOP/s", 1e-9},
+                                        {"matrices", "", "GB/s", 1e-9}};
 
 static int bench_order(const void *a, const void *b) {
     double x = *(const double *)a;
@@ -112,12 +117,17 @@ static void bench_print_string(const char *text) {
 static void bench_print_limit(const bench_job *j, int which, int threads, bench_figure f) {
     double value = f.median * bench_limit_names[which].scale;
     if (j->json) {
-        (void)printf("{\"test\":\"limit\",\"name\":\"%s\",\"model\":null,\"type\":\"%s\","
-                     "\"threads\":%d,\"tokens\":null,"
-                     "\"tokens_per_s\":null,\"value\":%.6g,\"unit\":\"%s\",\"spread\":%.4f,\"share_"
-                     "of_limit\":1}\n",
-                     bench_limit_names[which].name, bench_limit_names[which].type, threads, value,
-                     bench_limit_names[which].unit, f.spread);
+        (void)printf("{\"test\":\"limit\",\"name\":\"%s\",\"model\":",
+                     bench_limit_names[which].name);
+        if (which == BENCH_MATRICES) {
+            bench_print_string(j->name);
+        } else {
+            (void)printf("null");
+        }
+        (void)printf(",\"type\":\"%s\",\"threads\":%d,\"tokens\":null,\"tokens_per_s\":null,"
+                     "\"value\":%.6g,\"unit\":\"%s\",\"spread\":%.4f,\"share_of_limit\":1}\n",
+                     bench_limit_names[which].type, threads, value, bench_limit_names[which].unit,
+                     f.spread);
     } else {
         (void)printf("%-9s %-15s %-5s %7d %8s %11.1f %-8s %5.1f %%\n", "limit",
                      bench_limit_names[which].name, bench_limit_names[which].type, threads, "",
@@ -125,15 +135,14 @@ static void bench_print_limit(const bench_job *j, int which, int threads, bench_
     }
 }
 
-/* One measurement of a limit. */
-static double bench_limit_once(const bench_job *j, int which, int threads) {
-    return limits_once(limits_find(which), j->buffer, (size_t)j->limit_mib << 20, j->rounds[which],
-                       threads);
+static size_t bench_buffer_bytes(const bench_job *j) {
+    return (size_t)j->limit_mib << 20;
 }
 
-/* The loops prefetch up to 8 KiB behind the end. */
-static size_t bench_buffer_bytes(const bench_job *j) {
-    return ((size_t)j->limit_mib << 20) + 8192;
+/* One measurement of a limit. */
+static double bench_limit_once(const bench_job *j, int which, int threads) {
+    return limits_once(limits_find(which), j->buffer, bench_buffer_bytes(j), j->rounds[which],
+                       threads);
 }
 
 static int bench_limits(bench_job *j) {
@@ -238,6 +247,11 @@ static int bench_generate(bench_job *j) {
     return code;
 }
 
+/* What a decoded token reads of the weights: not a table of which it takes a row. */
+static int bench_reads(const bench_job *j, const char *tensor) {
+    return j->m.info.tied || strncmp(tensor, "embedding", 9) != 0;
+}
+
 /* Opens or generates the model; counts the work of a token. */
 static int bench_open(bench_job *j) {
     mamba_tensor_info t;
@@ -257,12 +271,11 @@ static int bench_open(bench_job *j) {
     mamba_model_info(j->m.model, &j->m.info);
     j->decode_bytes = 2.0 * (double)j->m.info.state_bytes;
     for (i = 0; mamba_model_tensor(j->m.model, i, &t) == MAMBA_OK; i++) {
-        int embedding = strcmp(t.name, "embedding") == 0;
-        if (!embedding || j->m.info.tied) {
+        int in_layer = strncmp(t.name, "embedding", 9) != 0 && strncmp(t.name, "head", 4) != 0;
+        if (bench_reads(j, t.name)) {
             j->decode_bytes += (double)t.bytes;
         }
-        if (!embedding && strcmp(t.name, "head") != 0 &&
-            j->m.model->tensors[i].layout == MBI_LAYOUT_PANELS) {
+        if (in_layer && j->m.model->tensors[i].layout == MBI_LAYOUT_PANELS) {
             j->prefill_ops += 2.0 * (double)t.rows * (double)t.cols;
         }
     }
@@ -312,9 +325,68 @@ static int bench_decode_once(const bench_job *j, mamba_state *state, int n, doub
     return code;
 }
 
-/* share: of the limit `which`; its n is 0 when limits are off. */
+/* The matrices, only read, `passes` times. */
+typedef struct {
+    const bench_job *j;
+    mbi_ctx ctx;
+    limits_fn read;
+    const mbi_tensor *tensor;
+    int passes;
+    double bytes;
+} bench_matrices;
+
+/* Rows 16 begin to 16 end. */
+static void bench_matrices_range(void *arg, int begin, int end, int worker) {
+    const bench_matrices *b = (const bench_matrices *)arg;
+    uint64_t n = (b->tensor->rows + 15) / 16;
+    uint64_t from = b->tensor->bytes * (uint64_t)begin / n / 64 * 64;
+    uint64_t to = b->tensor->bytes * (uint64_t)end / n / 64 * 64;
+    (void)worker;
+    (void)b->read(b->j->m.model->bytes.data + b->tensor->offset + from, (size_t)(to - from), 1);
+}
+
+static void bench_matrices_run(void *arg, const mamba_parallel *parallel) {
+    bench_matrices *b = (bench_matrices *)arg;
+    const mamba_model *m = b->j->m.model;
+    int pass;
+    int i;
+    b->ctx.parallel = parallel;
+    for (pass = 0; pass < b->passes; pass++) {
+        for (i = 0; i < m->n_tensors; i++) {
+            b->tensor = &m->tensors[i];
+            if (b->tensor->layout == MBI_LAYOUT_PANELS && bench_reads(b->j, b->tensor->name)) {
+                mbi_region(&b->ctx, (int)((b->tensor->rows + 15) / 16), 1, 1, bench_matrices_range,
+                           b);
+                b->bytes += (double)b->tensor->bytes;
+            }
+        }
+    }
+}
+
+/* Bytes a second of about as much as the buffer holds, after one pass for the caches. */
+static double bench_matrices_once(const bench_job *j, const mamba_state *state) {
+    bench_matrices b;
+    double start;
+    memset(&b, 0, sizeof b);
+    b.j = j;
+    b.read = limits_find(LIMIT_READ);
+    b.ctx = state->ctx;
+    b.ctx.n_tokens = 1;
+    b.ctx.own = mbi_own_share(&b.ctx, 1);
+    b.passes = 1;
+    mbi_with_team(NULL, b.ctx.n_tasks, bench_matrices_run, &b);
+    b.passes = 1 + (int)((double)bench_buffer_bytes(j) / b.bytes);
+    b.bytes = 0.0;
+    start = cli_seconds();
+    mbi_with_team(NULL, b.ctx.n_tasks, bench_matrices_run, &b);
+    return b.bytes / (cli_seconds() - start);
+}
+
+/* share: of the limit `which`; its n is 0 when limits are off.  of_matrices: of that limit, if n is
+ * not 0. */
 static void bench_print_rate(const bench_job *j, const char *test, int t, int tokens,
-                             bench_figure f, int which, bench_figure share) {
+                             bench_figure f, int which, bench_figure share,
+                             bench_figure of_matrices) {
     if (j->json) {
         (void)printf("{\"test\":\"%s\",\"model\":", test);
         bench_print_string(j->name);
@@ -323,6 +395,9 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
             "\"spread\":%.4f,\"reps\":%d,",
             j->m.info.weight_type, j->m.info.target, j->threads_list[t], tokens, f.median, f.spread,
             f.n);
+        if (of_matrices.n > 0) {
+            (void)printf("\"share_of_matrices\":%.4f,", of_matrices.median);
+        }
         if (share.n > 0) {
             (void)printf("\"share_of_limit\":%.4f,\"limit\":\"%s %s\"}\n", share.median,
                          bench_limit_names[which].name, bench_limit_names[which].type);
@@ -339,6 +414,9 @@ static void bench_print_rate(const bench_job *j, const char *test, int t, int to
                          bench_limit_names[which].type[0] ? " " : "",
                          bench_limit_names[which].type);
         }
+        if (of_matrices.n > 0) {
+            (void)printf(", %.1f %% of matrices", 100.0 * of_matrices.median);
+        }
         (void)putchar('\n');
     }
     (void)fflush(stdout);
@@ -353,7 +431,10 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
     mamba_state *state = NULL;
     double rates[BENCH_MAX_REPS];
     double shares[BENCH_MAX_REPS];
+    double matrices[BENCH_MAX_REPS]; /* bytes a second */
+    double of_matrices[BENCH_MAX_REPS];
     bench_figure share = {0.0, 0.0, 0};
+    bench_figure share_of_matrices = {0.0, 0.0, 0};
     double began = cli_seconds();
     double seconds;
     int n = 0;
@@ -365,10 +446,12 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
     while (code == CLI_OK && n < (int)j->reps && !cli_stop &&
            (n == 0 || cli_seconds() - began < j->seconds)) {
         double limit = j->buffer ? bench_limit_once(j, which, j->threads_list[t]) : 0.0;
+        matrices[n] = j->buffer && decode ? bench_matrices_once(j, state) : 0.0;
         code = decode ? bench_decode_once(j, state, tokens, &seconds)
                       : bench_prefill_once(j, state, tokens, &seconds);
         rates[n] = (double)tokens / seconds;
         shares[n] = limit > 0.0 ? work * rates[n] / limit : 0.0;
+        of_matrices[n] = matrices[n] > 0.0 ? work * rates[n] / matrices[n] : 0.0;
         n++;
     }
     mamba_state_free(state);
@@ -376,7 +459,12 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
         if (j->buffer) {
             share = bench_summary(shares, n);
         }
-        bench_print_rate(j, test, t, tokens, bench_summary(rates, n), which, share);
+        if (j->buffer && decode) {
+            share_of_matrices = bench_summary(of_matrices, n);
+            bench_print_limit(j, BENCH_MATRICES, j->threads_list[t], bench_summary(matrices, n));
+        }
+        bench_print_rate(j, test, t, tokens, bench_summary(rates, n), which, share,
+                         share_of_matrices);
     }
     return code;
 }

@@ -103,8 +103,9 @@ __attribute__((target("avx2"))) static LIMITS_NOINLINE double limits_read_avx2(
     (void)n;
     for (i = 0; i + 128 <= bytes; i += 128) {
         const __m256i *v = (const __m256i *)(const void *)(p + i);
-        _mm_prefetch((const char *)(p + i + 4096), _MM_HINT_T0);
-        _mm_prefetch((const char *)(p + i + 4160), _MM_HINT_T0);
+        const char *ahead = (const char *)p + (bytes - i > 4224 ? i + 4096 : i);
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + 64, _MM_HINT_T0);
         a = _mm256_xor_si256(a, _mm256_loadu_si256(v));
         b = _mm256_xor_si256(b, _mm256_loadu_si256(v + 1));
         c = _mm256_xor_si256(c, _mm256_loadu_si256(v + 2));
@@ -150,10 +151,11 @@ __attribute__((target("avx512f"))) static LIMITS_NOINLINE double limits_read_avx
     size_t i;
     (void)n;
     for (i = 0; i + 256 <= bytes; i += 256) {
-        _mm_prefetch((const char *)(p + i + 4096), _MM_HINT_T0);
-        _mm_prefetch((const char *)(p + i + 4160), _MM_HINT_T0);
-        _mm_prefetch((const char *)(p + i + 4224), _MM_HINT_T0);
-        _mm_prefetch((const char *)(p + i + 4288), _MM_HINT_T0);
+        const char *ahead = (const char *)p + (bytes - i > 4352 ? i + 4096 : i);
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + 64, _MM_HINT_T0);
+        _mm_prefetch(ahead + 128, _MM_HINT_T0);
+        _mm_prefetch(ahead + 192, _MM_HINT_T0);
         a = _mm512_xor_si512(a, _mm512_loadu_si512(p + i));
         b = _mm512_xor_si512(b, _mm512_loadu_si512(p + i + 64));
         c = _mm512_xor_si512(c, _mm512_loadu_si512(p + i + 128));

@@ -327,6 +327,8 @@ for test in machine limit prefill decode profile; do
 done
 [ "$(grep -c '"tokens_per_s":[0-9.e+]*,"spread":[0-9.]*,.*"share_of_limit":[0-9]' "$D/out")" -eq 6 ] && ok ||
     bad "bench --json: fields"
+check "matrices, once for each number of threads" "$(grep -c '"name":"matrices","model":"tiny"' "$D/out")" -eq 2
+check "decode as a share of them" "$(grep -c '"test":"decode".*"share_of_matrices":[0-9]' "$D/out")" -eq 2
 expect 0 "" info "$D/tiny.mamba" --check
 expect 0 "" run -m "$D/tiny.mamba" --tokens 1,2,3 -n 5 --greedy
 check "ids in, ids out" "$(wc -w < "$D/out")" -eq 5
