@@ -3993,7 +3993,8 @@ MBI_I8MM_FN void mbi_k_gemm_neoni8mm(const mbi_gemm *g, int p0, int p1, int t0, 
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_amx   Products by AMX matrix tiles                                           (private)
  *
- * Float32 weights take the AVX-512 product; q8, q6 and q4 have the numbers of avx512vnni.
+ * Float32 weights, and f16 of up to 64 columns, take the AVX-512 product; q8, q6 and q4 have the
+ * numbers of avx512vnni.
  * ---------------------------------------------------------------------------------------------- */
 #if MBI_PASS == MBI_AVX512 && MBI_BUILD_AMX
 /* tdpbf16ps adds to a tile of 16 tokens x 16 rows the product of 16 tokens x 32 columns of bf16
@@ -4071,9 +4072,18 @@ static size_t mbi_amx_at(const mbi_amx_shape *s, int tile, int step) {
            s->unit;
 }
 
+/* Whether weights of n columns are multiplied in float32.  dt_proj of small quantized models, f16 with
+ * few columns, is faster so for single tokens, since splitting the numbers takes longer than the
+ * product: 130m q4 decodes 11 % faster on one thread and 6 % on 16, and prompts lose 0 to 2 %.  At
+ * 128 columns (1.4b) prompts lose as much as single tokens gain. */
+static int mbi_amx_in_float(mamba_type type, int n) {
+    enum { SHORT = 64 };
+    return type == MAMBA_F32 || (type == MAMBA_F16 && n <= SHORT);
+}
+
 static size_t mbi_k_prepared_bytes_amx(mamba_type type, int n, int n_tokens) {
     mbi_amx_shape s = mbi_amx_shape_of(n, n_tokens);
-    return type == MAMBA_F32         ? 0
+    return mbi_amx_in_float(type, n) ? 0
            : mbi_is_quantized(type) ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
                                     : s.unit * (size_t)s.tiles * (size_t)s.steps;
 }
@@ -4723,7 +4733,7 @@ MBI_AMX_KERNEL void mbi_amx_int8(const mbi_gemm *g, int p0, int p1, int t0, int 
 MBI_AMX_KERNEL void mbi_k_gemm_amx(const mbi_gemm *g, int p0, int p1, int t0, int t1) {
     const mbi_amx_shape s = mbi_amx_shape_of(g->w->cols, g->n_tokens);
     int t;
-    if (g->w->type == MAMBA_F32) {
+    if (mbi_amx_in_float(g->w->type, g->w->cols)) {
         MBI_T(mbi_k_gemm)(g, p0, p1, t0, t1);
         return;
     }

@@ -221,7 +221,8 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
     double bound = (cols + 8) * ldexp(sum, -24);
     if (strcmp(name, "avx512bf16") == 0 && type == MAMBA_BF16) {
         bound += ldexp(sum, -8) * 1.01 + 1e-30; /* products of denormals count as 0 */
-    } else if (strcmp(name, "amx") == 0 && (type == MAMBA_BF16 || type == MAMBA_F16)) {
+    } else if (strcmp(name, "amx") == 0 &&
+               (type == MAMBA_BF16 || (type == MAMBA_F16 && cols > 64))) {
         bound += ldexp(sum, -15) + 1e-30; /* products of denormals count as 0 */
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "avx512bf16") == 0 ||
                 strcmp(name, "neondot") == 0 ||
