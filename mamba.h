@@ -146,7 +146,7 @@
  * ---------------------------------------------------------------------------------------------- */
 #define MAMBA_VERSION_MAJOR 0
 #define MAMBA_VERSION_MINOR 4
-#define MAMBA_VERSION_PATCH 2
+#define MAMBA_VERSION_PATCH 3
 #define MAMBA_VERSION_TEXT "0.4.3"
 
 #ifndef MAMBA_API
