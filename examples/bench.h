@@ -48,6 +48,7 @@ typedef struct {
     int threads_list[BENCH_MAX_LIST], prefill_list[BENCH_MAX_LIST];
     int n_threads, n_prefill;
     unsigned char *buffer;            /* for the read bandwidth; NULL = no limits */
+    limits_fn read[BENCH_MAX_LIST];   /* what reads it fastest with so many threads */
     long rounds[LIMIT_COUNT];         /* of a measurement; 0 = this machine has no such limit */
     double decode_bytes, prefill_ops; /* for one token */
     int32_t *tokens;
@@ -135,42 +136,62 @@ static void bench_print_limit(const bench_job *j, int which, int threads, bench_
     }
 }
 
-static size_t bench_buffer_bytes(const bench_job *j) {
-    return (size_t)j->limit_mib << 20;
+/* One measurement of a limit, with the t-th number of threads. */
+static double bench_limit_once(const bench_job *j, int which, int t) {
+    limits_fn f = which == LIMIT_READ ? j->read[t] : limits_find(which);
+    return limits_once(f, j->buffer, (size_t)j->limit_mib << 20, j->rounds[which],
+                       j->threads_list[t]);
 }
 
-/* One measurement of a limit. */
-static double bench_limit_once(const bench_job *j, int which, int threads) {
-    return limits_once(limits_find(which), j->buffer, bench_buffer_bytes(j), j->rounds[which],
-                       threads);
+static bench_figure bench_limit(const bench_job *j, int which, int t) {
+    double values[BENCH_MAX_REPS];
+    int r;
+    for (r = 0; r < (int)j->reps; r++) {
+        values[r] = bench_limit_once(j, which, t);
+    }
+    return bench_summary(values, (int)j->reps);
+}
+
+/* Reads are measured with and without asking ahead; what is faster is the limit. */
+static bench_figure bench_limit_of_reads(bench_job *j, int t) {
+    bench_figure ahead;
+    bench_figure plain;
+    j->read[t] = limits_read(1);
+    ahead = bench_limit(j, LIMIT_READ, t);
+    j->read[t] = limits_read(0);
+    plain = bench_limit(j, LIMIT_READ, t);
+    if (plain.median >= ahead.median) {
+        return plain;
+    }
+    j->read[t] = limits_read(1);
+    return ahead;
 }
 
 static int bench_limits(bench_job *j) {
-    size_t bytes = bench_buffer_bytes(j);
+    size_t bytes = (size_t)j->limit_mib << 20;
     int which;
     int t;
     if (j->limit_mib == 0) {
         return CLI_OK;
     }
-    j->buffer = (unsigned char *)mbi_default_alloc(NULL, bytes, 4096); /* huge pages, as weights have */
+    /* on huge pages, as weights are */
+    j->buffer = (unsigned char *)mbi_default_alloc(NULL, bytes, 4096);
     if (j->buffer == NULL) {
         return cli_fail(CLI_FAILED, "out of memory: %lld MiB for the bandwidth; use --limit-mib N",
                         (long long)j->limit_mib);
     }
     memset(j->buffer, 1, bytes);
     for (which = 0; which < LIMIT_COUNT; which++) {
-        limits_fn f = limits_find(which);
-        if (f == NULL) {
-            continue;
-        }
-        j->rounds[which] = which == LIMIT_READ ? 1 : limits_rounds(f);
-        for (t = 0; t < j->n_threads && !cli_stop; t++) {
-            double values[BENCH_MAX_REPS];
-            int r;
-            for (r = 0; r < (int)j->reps; r++) {
-                values[r] = bench_limit_once(j, which, j->threads_list[t]);
+        if (which != LIMIT_READ) {
+            if (limits_find(which) == NULL) {
+                continue;
             }
-            bench_print_limit(j, which, j->threads_list[t], bench_summary(values, (int)j->reps));
+            j->rounds[which] = limits_rounds(limits_find(which));
+        }
+        for (t = 0; t < j->n_threads && !cli_stop; t++) {
+            bench_print_limit(j, which, j->threads_list[t],
+                              which == LIMIT_READ ? bench_limit_of_reads(j, t)
+                                                  : bench_limit(j, which, t));
             (void)fflush(stdout);
         }
     }
@@ -364,18 +385,18 @@ static void bench_matrices_run(void *arg, const mamba_parallel *parallel) {
 }
 
 /* Bytes a second of about as much as the buffer holds, after one pass for the caches. */
-static double bench_matrices_once(const bench_job *j, const mamba_state *state) {
+static double bench_matrices_once(const bench_job *j, const mamba_state *state, limits_fn read) {
     bench_matrices b;
     double start;
     memset(&b, 0, sizeof b);
     b.j = j;
-    b.read = limits_find(LIMIT_READ);
+    b.read = read;
     b.ctx = state->ctx;
     b.ctx.n_tokens = 1;
     b.ctx.own = mbi_own_share(&b.ctx, 1);
     b.passes = 1;
     mbi_with_team(NULL, b.ctx.n_tasks, bench_matrices_run, &b);
-    b.passes = 1 + (int)((double)bench_buffer_bytes(j) / b.bytes);
+    b.passes = 1 + (int)(1048576.0 * (double)j->limit_mib / b.bytes);
     b.bytes = 0.0;
     start = cli_seconds();
     mbi_with_team(NULL, b.ctx.n_tasks, bench_matrices_run, &b);
@@ -445,8 +466,8 @@ static int bench_rate(bench_job *j, const char *test, int t, int tokens) {
     }
     while (code == CLI_OK && n < (int)j->reps && !cli_stop &&
            (n == 0 || cli_seconds() - began < j->seconds)) {
-        double limit = j->buffer ? bench_limit_once(j, which, j->threads_list[t]) : 0.0;
-        matrices[n] = j->buffer && decode ? bench_matrices_once(j, state) : 0.0;
+        double limit = j->buffer ? bench_limit_once(j, which, t) : 0.0;
+        matrices[n] = j->buffer && decode ? bench_matrices_once(j, state, j->read[t]) : 0.0;
         code = decode ? bench_decode_once(j, state, tokens, &seconds)
                       : bench_prefill_once(j, state, tokens, &seconds);
         rates[n] = (double)tokens / seconds;
@@ -840,7 +861,7 @@ static int bench_go(bench_job *j) {
     }
     mamba_close(j->m.model);
     synthetic_free(&j->image);
-    mbi_default_free(NULL, j->buffer, bench_buffer_bytes(j));
+    mbi_default_free(NULL, j->buffer, (size_t)j->limit_mib << 20);
     free(j->tokens);
     free(j->logits);
     return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;

@@ -92,30 +92,37 @@ __attribute__((target("avx2,fma"))) static LIMITS_NOINLINE double limits_f32_avx
     return (double)n * 12.0 * 8.0 * 2.0;
 }
 
-__attribute__((target("avx2"))) static LIMITS_NOINLINE double limits_read_avx2(
-    const unsigned char *p, size_t bytes, long n) {
-    __m256i a = _mm256_setzero_si256();
-    __m256i b = a;
-    __m256i c = a;
-    __m256i d = a;
-    uint64_t out[4];
-    size_t i;
-    (void)n;
-    for (i = 0; i + 128 <= bytes; i += 128) {
-        const __m256i *v = (const __m256i *)(const void *)(p + i);
-        const char *ahead = (const char *)p + (bytes - i > 4224 ? i + 4096 : i);
-        _mm_prefetch(ahead, _MM_HINT_T0);
-        _mm_prefetch(ahead + 64, _MM_HINT_T0);
-        a = _mm256_xor_si256(a, _mm256_loadu_si256(v));
-        b = _mm256_xor_si256(b, _mm256_loadu_si256(v + 1));
-        c = _mm256_xor_si256(c, _mm256_loadu_si256(v + 2));
-        d = _mm256_xor_si256(d, _mm256_loadu_si256(v + 3));
+/* AHEAD: bytes from what is read to what is asked for, or 0: nothing is. */
+#define LIMITS_READ_AVX2(name, AHEAD)                                                              \
+    __attribute__((target("avx2"))) static LIMITS_NOINLINE double name(const unsigned char *p,     \
+                                                                       size_t bytes, long n) {     \
+        __m256i a = _mm256_setzero_si256();                                                        \
+        __m256i b = a;                                                                             \
+        __m256i c = a;                                                                             \
+        __m256i d = a;                                                                             \
+        uint64_t out[4];                                                                           \
+        size_t i;                                                                                  \
+        (void)n;                                                                                   \
+        for (i = 0; i + 128 <= bytes; i += 128) {                                                  \
+            const __m256i *v = (const __m256i *)(const void *)(p + i);                             \
+            if ((AHEAD) != 0) {                                                                    \
+                size_t at = bytes - i > (AHEAD) + 128 ? i + (AHEAD) : i;                           \
+                const char *next = (const char *)p + at;                                           \
+                _mm_prefetch(next, _MM_HINT_T0);                                                   \
+                _mm_prefetch(next + 64, _MM_HINT_T0);                                              \
+            }                                                                                      \
+            a = _mm256_xor_si256(a, _mm256_loadu_si256(v));                                        \
+            b = _mm256_xor_si256(b, _mm256_loadu_si256(v + 1));                                    \
+            c = _mm256_xor_si256(c, _mm256_loadu_si256(v + 2));                                    \
+            d = _mm256_xor_si256(d, _mm256_loadu_si256(v + 3));                                    \
+        }                                                                                          \
+        a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));                      \
+        _mm256_storeu_si256((__m256i *)(void *)out, a);                                            \
+        limits_sink = (double)(out[0] ^ out[1] ^ out[2] ^ out[3]);                                 \
+        return (double)bytes;                                                                      \
     }
-    a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
-    _mm256_storeu_si256((__m256i *)(void *)out, a);
-    limits_sink = (double)(out[0] ^ out[1] ^ out[2] ^ out[3]);
-    return (double)bytes;
-}
+LIMITS_READ_AVX2(limits_read_avx2, 0)
+LIMITS_READ_AVX2(limits_read_avx2_ahead, 4096)
 #endif /* MBI_BUILD_AVX2 */
 
 #if MBI_BUILD_AVX512
@@ -142,29 +149,35 @@ __attribute__((target("avx512f"))) static LIMITS_NOINLINE double limits_f32_avx5
     return (double)n * 12.0 * 16.0 * 2.0;
 }
 
-__attribute__((target("avx512f"))) static LIMITS_NOINLINE double limits_read_avx512(
-    const unsigned char *p, size_t bytes, long n) {
-    __m512i a = _mm512_setzero_si512();
-    __m512i b = a;
-    __m512i c = a;
-    __m512i d = a;
-    size_t i;
-    (void)n;
-    for (i = 0; i + 256 <= bytes; i += 256) {
-        const char *ahead = (const char *)p + (bytes - i > 4352 ? i + 4096 : i);
-        _mm_prefetch(ahead, _MM_HINT_T0);
-        _mm_prefetch(ahead + 64, _MM_HINT_T0);
-        _mm_prefetch(ahead + 128, _MM_HINT_T0);
-        _mm_prefetch(ahead + 192, _MM_HINT_T0);
-        a = _mm512_xor_si512(a, _mm512_loadu_si512(p + i));
-        b = _mm512_xor_si512(b, _mm512_loadu_si512(p + i + 64));
-        c = _mm512_xor_si512(c, _mm512_loadu_si512(p + i + 128));
-        d = _mm512_xor_si512(d, _mm512_loadu_si512(p + i + 192));
+#define LIMITS_READ_AVX512(name, AHEAD)                                                            \
+    __attribute__((target("avx512f"))) static LIMITS_NOINLINE double name(const unsigned char *p,  \
+                                                                          size_t bytes, long n) {  \
+        __m512i a = _mm512_setzero_si512();                                                        \
+        __m512i b = a;                                                                             \
+        __m512i c = a;                                                                             \
+        __m512i d = a;                                                                             \
+        size_t i;                                                                                  \
+        (void)n;                                                                                   \
+        for (i = 0; i + 256 <= bytes; i += 256) {                                                  \
+            if ((AHEAD) != 0) {                                                                    \
+                size_t at = bytes - i > (AHEAD) + 256 ? i + (AHEAD) : i;                           \
+                const char *next = (const char *)p + at;                                           \
+                _mm_prefetch(next, _MM_HINT_T0);                                                   \
+                _mm_prefetch(next + 64, _MM_HINT_T0);                                              \
+                _mm_prefetch(next + 128, _MM_HINT_T0);                                             \
+                _mm_prefetch(next + 192, _MM_HINT_T0);                                             \
+            }                                                                                      \
+            a = _mm512_xor_si512(a, _mm512_loadu_si512(p + i));                                    \
+            b = _mm512_xor_si512(b, _mm512_loadu_si512(p + i + 64));                               \
+            c = _mm512_xor_si512(c, _mm512_loadu_si512(p + i + 128));                              \
+            d = _mm512_xor_si512(d, _mm512_loadu_si512(p + i + 192));                              \
+        }                                                                                          \
+        a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));                      \
+        limits_sink = (double)_mm512_reduce_add_epi64(a);                                          \
+        return (double)bytes;                                                                      \
     }
-    a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
-    limits_sink = (double)_mm512_reduce_add_epi64(a);
-    return (double)bytes;
-}
+LIMITS_READ_AVX512(limits_read_avx512, 0)
+LIMITS_READ_AVX512(limits_read_avx512_ahead, 4096)
 #endif /* MBI_BUILD_AVX512 */
 
 #if MBI_BUILD_AVX512VNNI
@@ -281,23 +294,29 @@ __attribute__((target("amx-tile,amx-int8"))) static LIMITS_NOINLINE double limit
 }
 #endif /* MBI_BUILD_AMX */
 
-/* The loop for a limit on this machine, NULL if it has none. */
+/* Reads, which some machines do faster if lines are asked for before, some if they are not. */
+static limits_fn limits_read(int ahead) {
+    uint32_t cpu = mbi_cpu_features();
+    (void)cpu;
+    (void)ahead;
+#if MBI_BUILD_AVX512
+    if (cpu >> MBI_CPU_AVX512 & 1) {
+        return ahead ? limits_read_avx512_ahead : limits_read_avx512;
+    }
+#endif
+#if MBI_BUILD_AVX2
+    if (cpu >> MBI_CPU_AVX2 & 1) {
+        return ahead ? limits_read_avx2_ahead : limits_read_avx2;
+    }
+#endif
+    return limits_read_plain;
+}
+
+/* The loop for another limit on this machine, NULL if it has none. */
 static limits_fn limits_find(int which) {
     uint32_t cpu = mbi_cpu_features();
     (void)cpu;
     switch (which) {
-    case LIMIT_READ:
-#if MBI_BUILD_AVX512
-        if (cpu >> MBI_CPU_AVX512 & 1) {
-            return limits_read_avx512;
-        }
-#endif
-#if MBI_BUILD_AVX2
-        if (cpu >> MBI_CPU_AVX2 & 1) {
-            return limits_read_avx2;
-        }
-#endif
-        return limits_read_plain;
     case LIMIT_F32:
 #if MBI_BUILD_AVX512
         if (cpu >> MBI_CPU_AVX512 & 1) {
