@@ -1,4 +1,4 @@
-/* mamba.h - v0.4.3 - CPU inference for Mamba models - MIT licence, text at end of file
+/* mamba.h - v0.4.4 - CPU inference for Mamba models - MIT licence, text at end of file
  *
  * Runs selective state space models (the Mamba family) from one flat file that is mapped and used
  * in place: text, log-probabilities, hidden states or plain scans, on any CPU, with libc and libm
@@ -146,8 +146,8 @@
  * ---------------------------------------------------------------------------------------------- */
 #define MAMBA_VERSION_MAJOR 0
 #define MAMBA_VERSION_MINOR 4
-#define MAMBA_VERSION_PATCH 3
-#define MAMBA_VERSION_TEXT "0.4.3"
+#define MAMBA_VERSION_PATCH 4
+#define MAMBA_VERSION_TEXT "0.4.4"
 
 #ifndef MAMBA_API
 #if defined(MAMBA_STATIC) && defined(__GNUC__)
@@ -163,7 +163,7 @@
 extern "C" {
 #endif
 
-/* "0.4.3": the version that was compiled into the implementation.  Threads: any. */
+/* "0.4.4": the version that was compiled into the implementation.  Threads: any. */
 MAMBA_API const char *mamba_version(void);
 
 /* ------------------------------------------------------------------------------------------------
