@@ -1183,7 +1183,7 @@ static int mbi_at_once(int n_threads) {
     return n_threads > 1 ? mbi_min_int(n_threads, mbi_n_cores()) : n_threads;
 }
 
-enum { MBI_MAX_THREADS = 1024, MBI_TEAM_LINES = 64 };
+enum { MBI_MAX_THREADS = 1024 };
 
 /* n_threads of a config: 0 = all cores; never more than MBI_MAX_THREADS. */
 static int mbi_n_threads(int n_threads, const mamba_parallel *parallel) {
@@ -1225,6 +1225,8 @@ static void mbi_parallel_for(const mamba_parallel *parallel, int n_threads, int 
 }
 
 #if MBI_OPENMP
+enum { MBI_TEAM_LINES = 64 };
+
 /* The threads of one OpenMP region, which wait for jobs of the first until it sends them home.  A
  * decoded token has a hundred regions and more: one of OpenMP's takes 3.2 us on two Zen 5 cores, one
  * of these 0.5.  A job is one cache line to read, and a member is done by writing to a line of its
@@ -1234,10 +1236,10 @@ typedef struct mbi_team {
     int n_members, n_tasks;
     mamba_task task; /* NULL: go home */
     void *arg;
-    MBI_ALIGN64 unsigned done[MBI_TEAM_LINES][MBI_MAX_THREADS / MBI_TEAM_LINES]; /* see below */
+    MBI_ALIGN64 unsigned done[MBI_TEAM_LINES][MBI_MAX_THREADS / MBI_TEAM_LINES];
 } mbi_team;
 
-/* How many jobs a member is done with. */
+/* How many jobs a member is done with.  The first 64 have lines of their own. */
 static unsigned *mbi_team_done(mbi_team *team, int member) {
     return &team->done[member % MBI_TEAM_LINES][member / MBI_TEAM_LINES];
 }
@@ -4096,8 +4098,8 @@ static int mbi_amx_in_float(mamba_type type, int n) {
 static size_t mbi_k_prepared_bytes_amx(mamba_type type, int n, int n_tokens) {
     mbi_amx_shape s = mbi_amx_shape_of(n, n_tokens);
     return mbi_amx_in_float(type, n) ? 0
-           : mbi_is_quantized(type) ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
-                                    : s.unit * (size_t)s.tiles * (size_t)s.steps;
+           : mbi_is_quantized(type)  ? MBI_I(mbi_k_prepared_bytes)(type, n, n_tokens)
+                                     : s.unit * (size_t)s.tiles * (size_t)s.steps;
 }
 
 MBI_AMX_FN __m512 mbi_amx_high(__m512i pairs, int i) { /* 16 bf16 of 32 as floats */
