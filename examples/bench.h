@@ -80,17 +80,21 @@ static bench_figure bench_summary(double *values, int n) {
     return f;
 }
 
-/* "1,2,8" into list; every number at most hi. */
-static int bench_read_list(const char *text, const char *name, int64_t hi, int *list, int *n) {
+/* "1,2,8" into list; every number from lo to hi. */
+static int bench_read_list(const char *text, const char *name, int lo, int hi, int *list, int *n) {
     cli_ids ids = {NULL, 0, 0};
     size_t i;
-    int code = cli_ids_parse(&ids, text, strlen(text), hi + 1, name);
-    if (code == CLI_OK && ids.n > BENCH_MAX_LIST) {
+    int code = cli_ids_parse(&ids, text, strlen(text), (int64_t)hi + 1, name);
+    if (code == CLI_OK && (ids.n < 1 || ids.n > BENCH_MAX_LIST)) {
         code = cli_fail(CLI_USAGE, "bench: %s: found %llu numbers, allowed: 1 to %d", name,
                         (unsigned long long)ids.n, BENCH_MAX_LIST);
     }
     for (i = 0; code == CLI_OK && i < ids.n; i++) {
         list[i] = ids.ids[i];
+        if (list[i] < lo) {
+            code = cli_fail(CLI_USAGE, "bench: %s: number %llu: found %d, allowed: %d to %d", name,
+                            (unsigned long long)i + 1, list[i], lo, hi);
+        }
     }
     *n = (int)ids.n;
     free(ids.ids);
@@ -820,15 +824,10 @@ static int bench_go(bench_job *j) {
     j->threads_list[1] = cores;
     j->n_threads = cores > 1 ? 2 : 1;
     if (j->threads != NULL) {
-        code = bench_read_list(j->threads, "--threads", 1024, j->threads_list, &j->n_threads);
-        if (code == CLI_OK && (j->n_threads < 1 || j->threads_list[0] < 1)) {
-            code =
-                cli_fail(CLI_USAGE, "bench: --threads: found '%s', allowed: numbers from 1 to 1024",
-                         j->threads);
-        }
+        code = bench_read_list(j->threads, "--threads", 1, 1024, j->threads_list, &j->n_threads);
     }
     if (code == CLI_OK) {
-        code = bench_read_list(j->prefill, "--prefill", 1000000, j->prefill_list, &j->n_prefill);
+        code = bench_read_list(j->prefill, "--prefill", 0, 1000000, j->prefill_list, &j->n_prefill);
     }
     if (code == CLI_OK && j->n_prefill == 1 && j->prefill_list[0] == 0) {
         j->n_prefill = 0;
@@ -920,6 +919,7 @@ static int cmd_bench(int argc, char **argv) {
         "Measures what this machine can do at most (streaming reads, float32 FMA, 16- and 8-bit\n"
         "products), then how fast the model runs, also as a share of those limits.",
         "Each line: median of the repetitions; spread = (largest - smallest) / median.\n"
+        "matrices: the model's matrices only read, one after the other, each by all threads.\n"
         "Example: mamba bench --synthetic 130m --type q8 --threads 1,2 --json\n",
         options,
         (int)(sizeof options / sizeof options[0])};
