@@ -158,17 +158,15 @@ static bench_figure bench_limit(const bench_job *j, int which, int t) {
 
 /* Reads are measured with and without asking ahead; what is faster is the limit. */
 static bench_figure bench_limit_of_reads(bench_job *j, int t) {
-    bench_figure ahead;
-    bench_figure plain;
-    j->read[t] = limits_read(1);
-    ahead = bench_limit(j, LIMIT_READ, t);
-    j->read[t] = limits_read(0);
-    plain = bench_limit(j, LIMIT_READ, t);
-    if (plain.median >= ahead.median) {
-        return plain;
+    bench_figure f[2];
+    int ahead;
+    for (ahead = 0; ahead < 2; ahead++) {
+        j->read[t] = limits_read(ahead);
+        f[ahead] = bench_limit(j, LIMIT_READ, t);
     }
-    j->read[t] = limits_read(1);
-    return ahead;
+    ahead = f[1].median > f[0].median;
+    j->read[t] = limits_read(ahead);
+    return f[ahead];
 }
 
 static int bench_limits(bench_job *j) {
@@ -186,12 +184,11 @@ static int bench_limits(bench_job *j) {
     }
     memset(j->buffer, 1, bytes);
     for (which = 0; which < LIMIT_COUNT; which++) {
-        if (which != LIMIT_READ) {
-            if (limits_find(which) == NULL) {
-                continue;
-            }
-            j->rounds[which] = limits_rounds(limits_find(which));
+        limits_fn f = limits_find(which);
+        if (f == NULL) {
+            continue;
         }
+        j->rounds[which] = which == LIMIT_READ ? 1 : limits_rounds(f);
         for (t = 0; t < j->n_threads && !cli_stop; t++) {
             bench_print_limit(j, which, j->threads_list[t],
                               which == LIMIT_READ ? bench_limit_of_reads(j, t)
@@ -296,11 +293,11 @@ static int bench_open(bench_job *j) {
     mamba_model_info(j->m.model, &j->m.info);
     j->decode_bytes = 2.0 * (double)j->m.info.state_bytes;
     for (i = 0; mamba_model_tensor(j->m.model, i, &t) == MAMBA_OK; i++) {
-        int in_layer = strncmp(t.name, "embedding", 9) != 0 && strncmp(t.name, "head", 4) != 0;
         if (bench_reads(j, t.name)) {
             j->decode_bytes += (double)t.bytes;
         }
-        if (in_layer && j->m.model->tensors[i].layout == MBI_LAYOUT_PANELS) {
+        if (strncmp(t.name, "layer.", 6) == 0 &&
+            j->m.model->tensors[i].layout == MBI_LAYOUT_PANELS) {
             j->prefill_ops += 2.0 * (double)t.rows * (double)t.cols;
         }
     }
@@ -355,19 +352,17 @@ typedef struct {
     const bench_job *j;
     mbi_ctx ctx;
     limits_fn read;
-    const mbi_tensor *tensor;
+    const unsigned char *panels; /* of the matrix that is read now */
+    size_t panel_bytes;
     int passes;
     double bytes;
 } bench_matrices;
 
-/* Rows 16 begin to 16 end. */
 static void bench_matrices_range(void *arg, int begin, int end, int worker) {
-    const bench_matrices *b = (const bench_matrices *)arg;
-    uint64_t n = (b->tensor->rows + 15) / 16;
-    uint64_t from = b->tensor->bytes * (uint64_t)begin / n / 64 * 64;
-    uint64_t to = b->tensor->bytes * (uint64_t)end / n / 64 * 64;
+    bench_matrices *b = (bench_matrices *)arg;
     (void)worker;
-    (void)b->read(b->j->m.model->bytes.data + b->tensor->offset + from, (size_t)(to - from), 1);
+    (void)b->read(b->panels + (size_t)begin * b->panel_bytes,
+                  (size_t)(end - begin) * b->panel_bytes, 1);
 }
 
 static void bench_matrices_run(void *arg, const mamba_parallel *parallel) {
@@ -378,11 +373,13 @@ static void bench_matrices_run(void *arg, const mamba_parallel *parallel) {
     b->ctx.parallel = parallel;
     for (pass = 0; pass < b->passes; pass++) {
         for (i = 0; i < m->n_tensors; i++) {
-            b->tensor = &m->tensors[i];
-            if (b->tensor->layout == MBI_LAYOUT_PANELS && bench_reads(b->j, b->tensor->name)) {
-                mbi_region(&b->ctx, (int)((b->tensor->rows + 15) / 16), 1, 1, bench_matrices_range,
+            const mbi_tensor *t = &m->tensors[i];
+            if (t->layout == MBI_LAYOUT_PANELS && bench_reads(b->j, t->name)) {
+                b->panels = m->bytes.data + t->offset;
+                b->panel_bytes = (size_t)mbi_panel_bytes((mamba_type)t->type, t->cols);
+                mbi_region(&b->ctx, (int)(t->bytes / b->panel_bytes), 1, 1, bench_matrices_range,
                            b);
-                b->bytes += (double)b->tensor->bytes;
+                b->bytes += (double)t->bytes;
             }
         }
     }
@@ -824,7 +821,8 @@ static int bench_go(bench_job *j) {
     j->threads_list[1] = cores;
     j->n_threads = cores > 1 ? 2 : 1;
     if (j->threads != NULL) {
-        code = bench_read_list(j->threads, "--threads", 1, 1024, j->threads_list, &j->n_threads);
+        code = bench_read_list(j->threads, "--threads", 1, MBI_MAX_THREADS, j->threads_list,
+                               &j->n_threads);
     }
     if (code == CLI_OK) {
         code = bench_read_list(j->prefill, "--prefill", 0, 1000000, j->prefill_list, &j->n_prefill);

@@ -92,37 +92,45 @@ __attribute__((target("avx2,fma"))) static LIMITS_NOINLINE double limits_f32_avx
     return (double)n * 12.0 * 8.0 * 2.0;
 }
 
-/* AHEAD: bytes from what is read to what is asked for, or 0: nothing is. */
-#define LIMITS_READ_AVX2(name, AHEAD)                                                              \
-    __attribute__((target("avx2"))) static LIMITS_NOINLINE double name(const unsigned char *p,     \
-                                                                       size_t bytes, long n) {     \
-        __m256i a = _mm256_setzero_si256();                                                        \
-        __m256i b = a;                                                                             \
-        __m256i c = a;                                                                             \
-        __m256i d = a;                                                                             \
-        uint64_t out[4];                                                                           \
+/* Reads with vectors of so many bits, four at a time; AHEAD: bytes from what is read to what is
+ * asked for, or 0: nothing is.  (With ^ in place of the xor intrinsics GCC 12 saves some moves, and
+ * two Zen 5 cores read a tenth less.) */
+#define LIMITS_READ(name, isa, bits, AHEAD)                                                        \
+    __attribute__((target(isa))) static LIMITS_NOINLINE double name(const unsigned char *p,        \
+                                                                    size_t bytes, long n) {        \
+        enum { STEP = 4 * (bits) / 8 };                                                            \
+        __m##bits##i a = _mm##bits##_setzero_si##bits();                                           \
+        __m##bits##i b = a;                                                                        \
+        __m##bits##i c = a;                                                                        \
+        __m##bits##i d = a;                                                                        \
+        uint64_t out[(bits) / 64];                                                                 \
         size_t i;                                                                                  \
         (void)n;                                                                                   \
-        for (i = 0; i + 128 <= bytes; i += 128) {                                                  \
-            const __m256i *v = (const __m256i *)(const void *)(p + i);                             \
+        for (i = 0; i + STEP <= bytes; i += STEP) {                                                \
+            const __m##bits##i *v = (const __m##bits##i *)(const void *)(p + i);                   \
             if ((AHEAD) != 0) {                                                                    \
-                size_t at = bytes - i > (AHEAD) + 128 ? i + (AHEAD) : i;                           \
-                const char *next = (const char *)p + at;                                           \
+                const char *next = (const char *)p;                                                \
+                next += bytes - i > (AHEAD) + STEP ? i + (AHEAD) : i;                              \
                 _mm_prefetch(next, _MM_HINT_T0);                                                   \
                 _mm_prefetch(next + 64, _MM_HINT_T0);                                              \
+                if (STEP > 128) {                                                                  \
+                    _mm_prefetch(next + 128, _MM_HINT_T0);                                         \
+                    _mm_prefetch(next + 192, _MM_HINT_T0);                                         \
+                }                                                                                  \
             }                                                                                      \
-            a = _mm256_xor_si256(a, _mm256_loadu_si256(v));                                        \
-            b = _mm256_xor_si256(b, _mm256_loadu_si256(v + 1));                                    \
-            c = _mm256_xor_si256(c, _mm256_loadu_si256(v + 2));                                    \
-            d = _mm256_xor_si256(d, _mm256_loadu_si256(v + 3));                                    \
+            a = _mm##bits##_xor_si##bits(a, _mm##bits##_loadu_si##bits(v));                        \
+            b = _mm##bits##_xor_si##bits(b, _mm##bits##_loadu_si##bits(v + 1));                    \
+            c = _mm##bits##_xor_si##bits(c, _mm##bits##_loadu_si##bits(v + 2));                    \
+            d = _mm##bits##_xor_si##bits(d, _mm##bits##_loadu_si##bits(v + 3));                    \
         }                                                                                          \
-        a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));                      \
-        _mm256_storeu_si256((__m256i *)(void *)out, a);                                            \
+        a = _mm##bits##_xor_si##bits(_mm##bits##_xor_si##bits(a, b),                               \
+                                     _mm##bits##_xor_si##bits(c, d));                              \
+        memcpy(out, &a, sizeof a);                                                                 \
         limits_sink = (double)(out[0] ^ out[1] ^ out[2] ^ out[3]);                                 \
         return (double)bytes;                                                                      \
     }
-LIMITS_READ_AVX2(limits_read_avx2, 0)
-LIMITS_READ_AVX2(limits_read_avx2_ahead, 4096)
+LIMITS_READ(limits_read_avx2, "avx2", 256, 0)
+LIMITS_READ(limits_read_avx2_ahead, "avx2", 256, 4096)
 #endif /* MBI_BUILD_AVX2 */
 
 #if MBI_BUILD_AVX512
@@ -149,35 +157,8 @@ __attribute__((target("avx512f"))) static LIMITS_NOINLINE double limits_f32_avx5
     return (double)n * 12.0 * 16.0 * 2.0;
 }
 
-#define LIMITS_READ_AVX512(name, AHEAD)                                                            \
-    __attribute__((target("avx512f"))) static LIMITS_NOINLINE double name(const unsigned char *p,  \
-                                                                          size_t bytes, long n) {  \
-        __m512i a = _mm512_setzero_si512();                                                        \
-        __m512i b = a;                                                                             \
-        __m512i c = a;                                                                             \
-        __m512i d = a;                                                                             \
-        size_t i;                                                                                  \
-        (void)n;                                                                                   \
-        for (i = 0; i + 256 <= bytes; i += 256) {                                                  \
-            if ((AHEAD) != 0) {                                                                    \
-                size_t at = bytes - i > (AHEAD) + 256 ? i + (AHEAD) : i;                           \
-                const char *next = (const char *)p + at;                                           \
-                _mm_prefetch(next, _MM_HINT_T0);                                                   \
-                _mm_prefetch(next + 64, _MM_HINT_T0);                                              \
-                _mm_prefetch(next + 128, _MM_HINT_T0);                                             \
-                _mm_prefetch(next + 192, _MM_HINT_T0);                                             \
-            }                                                                                      \
-            a = _mm512_xor_si512(a, _mm512_loadu_si512(p + i));                                    \
-            b = _mm512_xor_si512(b, _mm512_loadu_si512(p + i + 64));                               \
-            c = _mm512_xor_si512(c, _mm512_loadu_si512(p + i + 128));                              \
-            d = _mm512_xor_si512(d, _mm512_loadu_si512(p + i + 192));                              \
-        }                                                                                          \
-        a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));                      \
-        limits_sink = (double)_mm512_reduce_add_epi64(a);                                          \
-        return (double)bytes;                                                                      \
-    }
-LIMITS_READ_AVX512(limits_read_avx512, 0)
-LIMITS_READ_AVX512(limits_read_avx512_ahead, 4096)
+LIMITS_READ(limits_read_avx512, "avx512f", 512, 0)
+LIMITS_READ(limits_read_avx512_ahead, "avx512f", 512, 4096)
 #endif /* MBI_BUILD_AVX512 */
 
 #if MBI_BUILD_AVX512VNNI
@@ -312,11 +293,12 @@ static limits_fn limits_read(int ahead) {
     return limits_read_plain;
 }
 
-/* The loop for another limit on this machine, NULL if it has none. */
+/* The loop for a limit on this machine, NULL if it has none. */
 static limits_fn limits_find(int which) {
     uint32_t cpu = mbi_cpu_features();
     (void)cpu;
     switch (which) {
+    case LIMIT_READ: return limits_read(0);
     case LIMIT_F32:
 #if MBI_BUILD_AVX512
         if (cpu >> MBI_CPU_AVX512 & 1) {
