@@ -103,13 +103,20 @@ static void tile_dpbssd(int c, int a, int b)
     }
 }
 
-/* A bf16; denormals count as zero. */
+/* Denormals count as zero, wherever they arise. */
+static float tile_flush(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (u & 0x7f800000u) == 0 ? 0.0f : f;
+}
+
 static float tile_bf16(const unsigned char *p)
 {
     uint32_t u = (uint32_t)p[0] << 16 | (uint32_t)p[1] << 24;
     float f;
     memcpy(&f, &u, 4);
-    return (u & 0x7f800000u) == 0 ? 0.0f : f;
+    return tile_flush(f);
 }
 
 /* c[m][n] += sum over k, i < 2 of a[m][2k+i] * b[k][2n+i], bf16: even and odd i apart, then both added. */
@@ -121,11 +128,12 @@ static void tile_dpbf16ps(int c, int a, int b)
             float sum[2] = {0, 0}, old;
             for (int k = 0; k < tile_rows[b]; k++) {
                 for (int i = 0; i < 2; i++) {
-                    sum[i] = fmaf(tile_bf16(&tile_data[a][m][4 * k + 2 * i]), tile_bf16(&tile_data[b][k][4 * n + 2 * i]), sum[i]);
+                    sum[i] = tile_flush(fmaf(tile_bf16(&tile_data[a][m][4 * k + 2 * i]),
+                                             tile_bf16(&tile_data[b][k][4 * n + 2 * i]), sum[i]));
                 }
             }
             memcpy(&old, &tile_data[c][m][4 * n], 4);
-            old += sum[0] + sum[1];
+            old = tile_flush(tile_flush(old) + tile_flush(sum[0] + sum[1]));
             memcpy(&tile_data[c][m][4 * n], &old, 4);
         }
     }
