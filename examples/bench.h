@@ -84,17 +84,13 @@ static bench_figure bench_summary(double *values, int n) {
 static int bench_read_list(const char *text, const char *name, int lo, int hi, int *list, int *n) {
     cli_ids ids = {NULL, 0, 0};
     size_t i;
-    int code = cli_ids_parse(&ids, text, strlen(text), (int64_t)hi + 1, name);
+    int code = cli_ids_parse(&ids, text, strlen(text), lo, (int64_t)hi + 1, name);
     if (code == CLI_OK && (ids.n < 1 || ids.n > BENCH_MAX_LIST)) {
-        code = cli_fail(CLI_USAGE, "bench: %s: found %llu numbers, allowed: 1 to %d", name,
+        code = cli_fail(CLI_USAGE, "%s: found %llu numbers, allowed: 1 to %d", name,
                         (unsigned long long)ids.n, BENCH_MAX_LIST);
     }
     for (i = 0; code == CLI_OK && i < ids.n; i++) {
         list[i] = ids.ids[i];
-        if (list[i] < lo) {
-            code = cli_fail(CLI_USAGE, "bench: %s: number %llu: found %d, allowed: %d to %d", name,
-                            (unsigned long long)i + 1, list[i], lo, hi);
-        }
     }
     *n = (int)ids.n;
     free(ids.ids);
@@ -821,14 +817,12 @@ static int bench_go(bench_job *j) {
     j->threads_list[1] = cores;
     j->n_threads = cores > 1 ? 2 : 1;
     if (j->threads != NULL) {
-        code = bench_read_list(j->threads, "--threads", 1, MBI_MAX_THREADS, j->threads_list,
+        code = bench_read_list(j->threads, "bench: --threads", 1, MBI_MAX_THREADS, j->threads_list,
                                &j->n_threads);
     }
-    if (code == CLI_OK) {
-        code = bench_read_list(j->prefill, "--prefill", 0, 1000000, j->prefill_list, &j->n_prefill);
-    }
-    if (code == CLI_OK && j->n_prefill == 1 && j->prefill_list[0] == 0) {
-        j->n_prefill = 0;
+    if (code == CLI_OK && strcmp(j->prefill, "0") != 0) {
+        code = bench_read_list(j->prefill, "bench: --prefill", 1, 1000000, j->prefill_list,
+                               &j->n_prefill);
     }
     if (j->scan > 0) {
         const mamba_target *target = NULL;

@@ -480,8 +480,9 @@ static int cli_is_separator(char c) {
     return c == ' ' || c == ',' || c == '\n' || c == '\t' || c == '\r';
 }
 
-/* Appends the numbers in text, separated by spaces, commas or line ends, each below `limit`. */
-static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limit,
+/* Appends the numbers in text, separated by spaces, commas or line ends, each from lo to below
+ * `limit`. */
+static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t lo, int64_t limit,
                          const char *where) {
     cli_quoted q;
     cli_quoted w;
@@ -499,12 +500,13 @@ static int cli_ids_parse(cli_ids *list, const char *text, size_t n, int64_t limi
         if (start == i) {
             break;
         }
-        if (!cli_read_u64(text + start, i - start, &v) || v >= (uint64_t)limit) {
+        if (!cli_read_u64(text + start, i - start, &v) || v < (uint64_t)lo ||
+            v >= (uint64_t)limit) {
             return cli_fail(CLI_FAILED,
-                            "%s: number %llu at byte %llu: found '%s', allowed: 0 to %lld",
+                            "%s: number %llu at byte %llu: found '%s', allowed: %lld to %lld",
                             cli_quote(&w, where, strlen(where)), (unsigned long long)list->n + 1,
                             (unsigned long long)start, cli_quote(&q, text + start, i - start),
-                            (long long)limit - 1);
+                            (long long)lo, (long long)limit - 1);
         }
         code = cli_ids_reserve(list, 1);
         if (code != CLI_OK) {
@@ -519,7 +521,7 @@ static int cli_ids_file(cli_ids *list, const char *path, int64_t limit) {
     cli_text t = {NULL, 0, 0};
     int code = cli_read_file(path, &t);
     if (code == CLI_OK) {
-        code = cli_ids_parse(list, t.bytes, t.n, limit, path);
+        code = cli_ids_parse(list, t.bytes, t.n, 0, limit, path);
     }
     free(t.bytes);
     return code;
@@ -530,7 +532,7 @@ static int cli_ids_argument(cli_ids *list, const char *text, int64_t limit) {
     if (text[0] == '@') {
         return cli_ids_file(list, text + 1, limit);
     }
-    return cli_ids_parse(list, text, strlen(text), limit, "--tokens");
+    return cli_ids_parse(list, text, strlen(text), 0, limit, "--tokens");
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */

@@ -645,7 +645,8 @@ static int score_fill(score_feed *f) {
     }
     if (code == CLI_OK && cut > 0) {
         code = f->is_ids
-                   ? cli_ids_parse(&f->list, f->text.bytes, cut, f->m->info.n_vocab, f->source.path)
+                   ? cli_ids_parse(&f->list, f->text.bytes, cut, 0, f->m->info.n_vocab,
+                                   f->source.path)
                    : cli_encode(f->m, f->text.bytes, cut, f->flags, &f->list);
         memmove(f->text.bytes, f->text.bytes + cut, f->text.n - cut);
         f->text.n -= cut;
@@ -1081,7 +1082,7 @@ static int cmd_detokenize(int argc, char **argv) {
     }
     code = cli_open_model(&m, "detokenize");
     for (i = 0; i < n_rest && code == CLI_OK; i++) {
-        code = cli_ids_parse(&list, argv[i], strlen(argv[i]), m.info.n_vocab, "detokenize");
+        code = cli_ids_parse(&list, argv[i], strlen(argv[i]), 0, m.info.n_vocab, "detokenize");
     }
     if (code == CLI_OK && n_rest == 0) {
         code = cli_ids_file(&list, file ? file : "-", m.info.n_vocab);

@@ -118,7 +118,8 @@ expect 2 "no model" info
 expect 2 "give -m FILE or --synthetic" bench
 expect 2 "found '13m'" bench --synthetic 13m
 expect 2 "found 'q9'" bench --synthetic tiny --type q9
-expect 2 "--threads: number 2: found 0, allowed: 1 to 1024" bench --synthetic tiny --threads 1,0
+expect 2 "--threads: number 2 at byte 2: found '0', allowed: 1 to 1024" bench --synthetic tiny --threads 1,0
+expect 2 "--prefill: number 1 at byte 0: found '0', allowed: 1 to 1000000" bench --synthetic tiny --prefill 0,16
 expect 2 "--threads: found 0 numbers" bench --synthetic tiny --threads ,
 check "nothing was written" ! -e "$D/x"
 
