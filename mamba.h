@@ -50,8 +50,8 @@
  *   MAMBA_API              linkage of public functions; default extern (every file)
  *   MAMBA_HEADER_NAME      how the file includes itself, default "mamba.h"; set it when renamed
  *   MAMBA_NO_DISPATCH      baseline kernels only; the file then never includes itself
- *   MAMBA_NO_AVX2, MAMBA_NO_AVX512, MAMBA_NO_AVX512VNNI, MAMBA_NO_AVX512BF16, MAMBA_NO_AMX,
- *   MAMBA_NO_NEON, MAMBA_NO_NEONI8MM, MAMBA_NO_NEONBF16
+ *   MAMBA_NO_AVX2, MAMBA_NO_AVXVNNI, MAMBA_NO_AVX512, MAMBA_NO_AVX512VNNI, MAMBA_NO_AVX512BF16,
+ *   MAMBA_NO_AMX, MAMBA_NO_NEON, MAMBA_NO_NEONI8MM, MAMBA_NO_NEONBF16
  *                          leave a target out
  *   MAMBA_NO_STDIO         no file access at all: open from memory or through read hooks
  *   MAMBA_NO_MMAP          open by copying
@@ -243,7 +243,7 @@ typedef struct mamba_log {
 /* ------------------------------------------------------------------------------------------------
  * @@target   Instruction sets                                                             (public)
  * ---------------------------------------------------------------------------------------------- */
-/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avx512", "avx512bf16",
+/* One way of doing the arithmetic: "scalar", "avx2", "avx2int8", "avxvnni", "avx512", "avx512bf16",
  * "avx512vnni", "amx", "neon", "neondot", "neoni8mm", "neonbf16", "wasm".  avx512bf16 is avx512vnni
  * but for bf16 weights: it rounds what they are multiplied with to bf16, which makes prompts up to
  * 1.7 times as fast on CPUs with quick bf16 products (Zen 5); it is only used if asked for. */
@@ -716,6 +716,11 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #define MBI_BUILD_AVX2 1
 #else
 #define MBI_BUILD_AVX2 0
+#endif
+#if MBI_BUILD_AVX2 && (MBI_GCC >= 11 || MBI_CLANG >= 12) && !defined(MAMBA_NO_AVXVNNI)
+#define MBI_BUILD_AVXVNNI 1
+#else
+#define MBI_BUILD_AVXVNNI 0
 #endif
 #if MBI_BUILD_AVX2 && !defined(MAMBA_NO_AVX512)
 #define MBI_BUILD_AVX512 1
@@ -1498,6 +1503,7 @@ static void mbi_parallel_ranges(const mamba_parallel *parallel, int n_threads, i
  * ---------------------------------------------------------------------------------------------- */
 enum {
     MBI_CPU_AVX2,
+    MBI_CPU_AVXVNNI,
     MBI_CPU_AVX512,
     MBI_CPU_AVX512VNNI,
     MBI_CPU_AVX512BF16,
@@ -1563,6 +1569,7 @@ static uint32_t mbi_cpu_features(void) {
         f |= 1u << MBI_CPU_PREFETCH;
     }
     f |= (uint32_t)(b7 >> 5 & 1) << MBI_CPU_AVX2;
+    f |= (uint32_t)(a71 >> 4 & b7 >> 5 & 1) << MBI_CPU_AVXVNNI; /* and AVX2 */
     if ((os & 0xe6) == 0xe6 && (f >> MBI_CPU_AVX2 & 1) && (b7 >> 16 & 1) && (b7 >> 17 & 1) && (b7 >> 30 & 1) &&
         (b7 >> 31 & 1)) { /* F, DQ, BW, VL */
         f |= 1u << MBI_CPU_AVX512;
@@ -1838,7 +1845,8 @@ static mbi_mat mbi_mat_from(const mbi_mat *w, int p) {
 #define MBI_NEON 2
 #define MBI_WASM 3
 #define MBI_AVX2 4
-#define MBI_AVX512 5
+#define MBI_AVXVNNI 5 /* @@kernels_int8 again; everything else is MBI_AVX2's */
+#define MBI_AVX512 6
 #if MBI_BUILD_NEON
 #define MBI_BASELINE MBI_NEON
 #elif MBI_BUILD_WASM
@@ -1855,6 +1863,10 @@ static mbi_mat mbi_mat_from(const mbi_mat *w, int p) {
 #endif
 #if MBI_BUILD_AVX2
 #define MBI_PASS MBI_AVX2
+#include MAMBA_HEADER_NAME
+#endif
+#if MBI_BUILD_AVXVNNI
+#define MBI_PASS MBI_AVXVNNI
 #include MAMBA_HEADER_NAME
 #endif
 #if MBI_BUILD_AVX512
@@ -1945,7 +1957,7 @@ MBI_FN float MBI_T(v_q6_col)(const unsigned char *p, int i) {
 /* ------------------------------------------------------------------------------------------------
  * @@ops_avx2   Vector vocabulary: AVX2 + FMA + F16C, 8 lanes                             (private)
  * ---------------------------------------------------------------------------------------------- */
-#if MBI_PASS == MBI_AVX2
+#if MBI_PASS == MBI_AVX2 || MBI_PASS == MBI_AVXVNNI
 #define MBI_T(name) MBI_PASTE(name, avx2)
 #define MBI_ATTRIBUTE __attribute__((target("avx2,fma,f16c")))
 #define MBI_FN static MBI_UNUSED inline MBI_ATTRIBUTE
@@ -1966,26 +1978,12 @@ MBI_FN float MBI_T(v_q6_col)(const unsigned char *p, int i) {
 #define V_ABS(a) _mm256_andnot_ps(_mm256_set1_ps(-0.0f), (a))
 #define V_ROUND(a) _mm256_round_ps((a), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define V_GT_SELECT(a, b, x, y) _mm256_blendv_ps((y), (x), _mm256_cmp_ps((a), (b), _CMP_GT_OQ))
-MBI_FN __m256 MBI_T(v_scale2)(__m256 v, __m256 n) {
-    const __m256i bias = _mm256_set1_epi32(127);
-    __m256i i = _mm256_cvttps_epi32(n);
-    __m256i half = _mm256_srai_epi32(i, 1);
-    __m256i rest = _mm256_sub_epi32(i, half);
-    v = _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
-    return _mm256_mul_ps(
-        v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
-}
 #define V_SCALE2(v, n) MBI_T(v_scale2)((v), (n))
 #define V_SCALE2_NEG(v, n)                                                                         \
     _mm256_mul_ps((v), _mm256_castsi256_ps(_mm256_slli_epi32(                                      \
                            _mm256_add_epi32(_mm256_cvttps_epi32(n), _mm256_set1_epi32(127)), 23)))
 #define V_LOAD_U32(p) _mm256_loadu_si256((const __m256i *)(const void *)(p))
 #define V_LOAD_F16(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p)))
-MBI_FN __m256 MBI_T(v_f16_low)(__m256i u) { /* the low halves of 8 words */
-    u = _mm256_and_si256(u, _mm256_set1_epi32(0xffff));
-    u = _mm256_permute4x64_epi64(_mm256_packus_epi32(u, u), 0x08);
-    return _mm256_cvtph_ps(_mm256_castsi256_si128(u));
-}
 /* i is a literal in all of these */
 #define V_LOAD_F16_COL(p, i) MBI_T(v_f16_low)(_mm256_srli_epi32(V_LOAD_U32(p), 16 * (i)))
 #define V_LOAD_BF16_COL(p, i)                                                                      \
@@ -2000,6 +1998,28 @@ MBI_FN __m256 MBI_T(v_f16_low)(__m256i u) { /* the low halves of 8 words */
     MBI_T(v_q6)(                                                                                   \
         _mm256_srli_epi32(V_LOAD_U32((p) + 64 * ((i) / 8)), 8 * ((i) % 4) + 4 * ((i) / 4 % 2)),    \
         _mm256_srli_epi32(V_LOAD_U32((p) + 128), 8 * ((i) % 4) + 2 * ((i) / 4)))
+#define V_LOAD_Q4_COL(p, i)                                                                        \
+    MBI_T(v_q4_top)(_mm256_slli_epi32(                                                             \
+        (i) < 4 ? V_LOAD_U32(p) : _mm256_srli_epi32(V_LOAD_U32(p), 4), 24 - 8 * ((i) % 4)))
+#define V_GEMM_V MBI_V2
+#define V_GEMM_NV 2
+#define V_GEMV_V MBI_V8
+#define V_GEMV_NV 8
+#if MBI_PASS == MBI_AVX2 /* once, though two passes use them */
+MBI_FN __m256 MBI_T(v_scale2)(__m256 v, __m256 n) {
+    const __m256i bias = _mm256_set1_epi32(127);
+    __m256i i = _mm256_cvttps_epi32(n);
+    __m256i half = _mm256_srai_epi32(i, 1);
+    __m256i rest = _mm256_sub_epi32(i, half);
+    v = _mm256_mul_ps(v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(
+        v, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+MBI_FN __m256 MBI_T(v_f16_low)(__m256i u) { /* the low halves of 8 words */
+    u = _mm256_and_si256(u, _mm256_set1_epi32(0xffff));
+    u = _mm256_permute4x64_epi64(_mm256_packus_epi32(u, u), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(u));
+}
 MBI_FN __m256 MBI_T(v_q6)(__m256i low, __m256i high) { /* the lowest 4 and 2 bits of each */
     low = _mm256_and_si256(low, _mm256_set1_epi32(15));
     high = _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4);
@@ -2007,19 +2027,13 @@ MBI_FN __m256 MBI_T(v_q6)(__m256i low, __m256i high) { /* the lowest 4 and 2 bit
 }
 /* The shuffle reads the low 4 bits of a byte and needs its bit 7 clear: keep one nibble, in byte 3,
  * look it up there, and shift the sign down. */
-#define V_LOAD_Q4_COL(p, i)                                                                        \
-    MBI_T(v_q4_top)(_mm256_slli_epi32(                                                             \
-        (i) < 4 ? V_LOAD_U32(p) : _mm256_srli_epi32(V_LOAD_U32(p), 4), 24 - 8 * ((i) % 4)))
 MBI_FN __m256 MBI_T(v_q4_top)(__m256i u) {
     const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(MBI_Q4_VALUES));
     u = _mm256_shuffle_epi8(values, _mm256_and_si256(u, _mm256_set1_epi32(0x0f000000)));
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(u, 24));
 }
-#define V_GEMM_V MBI_V2
-#define V_GEMM_NV 2
-#define V_GEMV_V MBI_V8
-#define V_GEMV_NV 8
-#endif /* MBI_AVX2 */
+#endif
+#endif /* MBI_AVX2 || MBI_AVXVNNI */
 
 /* ------------------------------------------------------------------------------------------------
  * @@ops_avx512   Vector vocabulary: AVX-512 F, BW, DQ, VL, 16 lanes                      (private)
@@ -2258,6 +2272,7 @@ MBI_FN v128_t MBI_T(v_q4_col)(const unsigned char *p, int i) {
 /* ------------------------------------------------------------------------------------------------
  * @@kernels   The mathematics of each kernel, once, in the vocabulary above              (private)
  * ---------------------------------------------------------------------------------------------- */
+#if MBI_PASS != MBI_AVXVNNI
 /* exp(x): x = n*ln2 + r, |r| <= ln2/2, exp(r) = 1 + r + r^2 P(r) with P of
  * degree 5 (minimax), times 2^n.  Below -87.3 the result decays through the denormals to 0, above 88.7 +inf;
  * error <= 2 ulp for normal results.  NaN gives NaN. */
@@ -3235,12 +3250,13 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
         }
     }
 }
+#endif /* !MBI_AVXVNNI */
 
 /* ------------------------------------------------------------------------------------------------
  * @@kernels_int8   Products of q8 and q4 weights by integer dot instructions             (private)
  *
- * For CPUs with 8-bit products and nothing better (AVX2, AVX-512 VNNI, NEON dotprod).  Activations
- * are rounded to int8 with one scale per token and 64 columns, absmax/127; products inside a group
+ * For CPUs with 8-bit products and nothing better (AVX2, AVX-VNNI, AVX-512 VNNI, NEON dotprod).
+ * Activations are rounded to int8 with one scale per token and 64 columns, absmax/127; products inside a group
  * are exact integers; each group enters the float accumulator by one FMA, groups ascending:
  *   y = sum_g (w_scale[g] * x_scale[g]) * float(sum_{k in g} w[k] * q[k])
  * Error against the float32 product: at most 0.4 % of sum_g 64 absmax_g(x) |w|_g, in practice the
@@ -3263,21 +3279,21 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
 #define I_STORE(p, v) _mm512_storeu_si512((void *)(p), (v))
 #define I_LOAD_Q8(p) _mm512_xor_si512(V_LOAD_U32(p), _mm512_set1_epi8((char)-128))
 /* 4 columns of 16 rows out of a unit of 8: the codebook plus 128, by nibble. */
-MBI_FN __m512i MBI_T(i_load_q4)(const unsigned char *p, int high) {
+MBI_FN __m512i MBI_I(i_load_q4)(const unsigned char *p, int high) {
     const __m512i values = _mm512_xor_si512(
         _mm512_broadcast_i32x4(_mm_setr_epi8(MBI_Q4_VALUES)), _mm512_set1_epi8((char)-128));
     __m512i u = V_LOAD_U32(p);
     u = _mm512_and_si512(high ? _mm512_srli_epi16(u, 4) : u, _mm512_set1_epi8(15));
     return _mm512_shuffle_epi8(values, u);
 }
-#define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
-MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bits of each byte */
+#define I_LOAD_Q4(p, high) MBI_I(i_load_q4)((p), (high))
+MBI_FN __m512i MBI_I(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bits of each byte */
     low = _mm512_and_si512(low, _mm512_set1_epi8(15));
     high = _mm512_and_si512(_mm512_slli_epi16(high, 4), _mm512_set1_epi8(48));
     return _mm512_add_epi8(_mm512_or_si512(low, high), _mm512_set1_epi8(128 - 32));
 }
 #define I_LOAD_Q6(p, j)                                                                            \
-    MBI_T(i_q6)(_mm512_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
+    MBI_I(i_q6)(_mm512_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
                 _mm512_srli_epi16(V_LOAD_U32((p) + 128), 2 * (j)))
 #define I_DOT(acc, w, x) _mm512_dpbusd_epi32((acc), (w), (x)) /* acc[row] += sum of 4 columns */
 /* For activations: the largest lane; of 1.5*2^23 + integer as bits the low bytes in a row; sums of
@@ -3296,58 +3312,88 @@ MBI_FN __m512i MBI_T(i_q6)(__m512i low, __m512i high) { /* the lowest 4 and 2 bi
 #define I_REST_N MBI_N4 /* what 6 leave over of a multiple of 16: one tile of these, or two */
 #define I_REST_NT 4
 #define I_PANEL_V MBI_V1
-#elif MBI_PASS == MBI_AVX2
+#elif MBI_PASS == MBI_AVX2 || MBI_PASS == MBI_AVXVNNI
+#if MBI_PASS == MBI_AVXVNNI
+#define MBI_I(name) MBI_PASTE(name, avxvnni)
+#define MBI_INT8_ATTRIBUTE __attribute__((target("avx2,fma,f16c,avxvnni")))
+#define MBI_INT8_BIAS 128
+#else
 #define MBI_I(name) MBI_PASTE(name, avx2int8)
 #define MBI_INT8_ATTRIBUTE MBI_ATTRIBUTE
 #define MBI_INT8_BIAS 0
+#endif
 #define vi __m256i
 #define I_SET1(x) _mm256_set1_epi32(x)
 #define I_TO_FLOAT(v) _mm256_cvtepi32_ps(v)
 #define I_BITS(v) _mm256_castps_si256(v)
 #define I_LOAD(p) V_LOAD_U32(p)
 #define I_STORE(p, v) _mm256_storeu_si256((__m256i *)(void *)(p), (v))
-#define I_LOAD_Q8(p) V_LOAD_U32(p)
-MBI_FN __m256i MBI_T(i_load_q4)(const unsigned char *p, int high) {
-    const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(MBI_Q4_VALUES));
+#define I_LOAD_Q8(p) _mm256_xor_si256(V_LOAD_U32(p), _mm256_set1_epi8((char)-MBI_INT8_BIAS))
+MBI_FN __m256i MBI_I(i_load_q4)(const unsigned char *p, int high) {
+    const __m256i values =
+        _mm256_xor_si256(_mm256_broadcastsi128_si256(_mm_setr_epi8(MBI_Q4_VALUES)),
+                         _mm256_set1_epi8((char)-MBI_INT8_BIAS));
     __m256i u = V_LOAD_U32(p);
     u = _mm256_and_si256(high ? _mm256_srli_epi16(u, 4) : u, _mm256_set1_epi8(15));
     return _mm256_shuffle_epi8(values, u);
 }
-#define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
-MBI_FN __m256i MBI_T(i_q6)(__m256i low, __m256i high) { /* the lowest 4 and 2 bits of each byte */
+#define I_LOAD_Q4(p, high) MBI_I(i_load_q4)((p), (high))
+MBI_FN __m256i MBI_I(i_q6)(__m256i low, __m256i high) { /* the lowest 4 and 2 bits of each byte */
     low = _mm256_and_si256(low, _mm256_set1_epi8(15));
     high = _mm256_and_si256(_mm256_slli_epi16(high, 4), _mm256_set1_epi8(48));
-    return _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
+    return _mm256_add_epi8(_mm256_or_si256(low, high),
+                           _mm256_set1_epi8((char)(MBI_INT8_BIAS - 32)));
 }
 #define I_LOAD_Q6(p, j)                                                                            \
-    MBI_T(i_q6)(_mm256_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
+    MBI_I(i_q6)(_mm256_srli_epi16(V_LOAD_U32((p) + 64 * ((j) / 2)), 4 * ((j) % 2)),                \
                 _mm256_srli_epi16(V_LOAD_U32((p) + 128), 2 * (j)))
+#if MBI_INT8_BIAS
+#define I_DOT(acc, w, x) _mm256_dpbusd_avx_epi32((acc), (w), (x))
+#define I_ADD(a, b) _mm256_add_epi32((a), (b))
+#define I_CODE(v) _mm256_xor_si256(_mm256_and_si256((v), I_SET1(255)), I_SET1(128))
+MBI_FN int MBI_I(i_sum)(__m256i v) {
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+#define I_SUM(v) MBI_I(i_sum)(v)
+#else
 /* maddubs wants unsigned by signed: |w| * (x with the sign of w).  Two products add up to at most
  * 2*128*127, so that nothing saturates. */
-MBI_FN __m256i MBI_T(i_dot)(__m256i acc, __m256i w, __m256i x) {
+MBI_FN __m256i MBI_I(i_dot)(__m256i acc, __m256i w, __m256i x) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-#define I_DOT(acc, w, x) MBI_T(i_dot)((acc), (w), (x))
-MBI_FN float MBI_T(i_max)(__m256 v) {
+#define I_DOT(acc, w, x) MBI_I(i_dot)((acc), (w), (x))
+#endif
+MBI_FN float MBI_I(i_max)(__m256 v) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
-#define I_MAX(v) MBI_T(i_max)(v)
-MBI_FN void MBI_T(i_pack)(unsigned char *p, __m256i v) {
+#define I_MAX(v) MBI_I(i_max)(v)
+MBI_FN void MBI_I(i_pack)(unsigned char *p, __m256i v) {
     __m128i u;
     v = _mm256_and_si256(v, _mm256_set1_epi32(255));
     u = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64((__m128i *)(void *)p, _mm_packus_epi16(u, u));
 }
-#define I_PACK(p, v) MBI_T(i_pack)((p), (v))
+#define I_PACK(p, v) MBI_I(i_pack)((p), (v))
+#if MBI_INT8_BIAS
+#define I_TILE_V MBI_V2
+#define I_TILE_NV 2
+#define I_TILE_N MBI_N6
+#define I_TILE_NT 6
+#define I_REST_N MBI_N4
+#define I_REST_NT 4
+#else
 #define I_TILE_V MBI_V1
 #define I_TILE_NV 1
 #define I_TILE_N MBI_N4
 #define I_TILE_NT 4
 #define I_REST_N MBI_N2
 #define I_REST_NT 2
+#endif
 #define I_PANEL_V MBI_V2
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 #define MBI_I(name) MBI_PASTE(name, neondot)
@@ -3360,28 +3406,28 @@ MBI_FN void MBI_T(i_pack)(unsigned char *p, __m256i v) {
 #define I_LOAD(p) vreinterpretq_s32_u8(vld1q_u8(p))
 #define I_STORE(p, v) vst1q_u8((p), vreinterpretq_u8_s32(v))
 #define I_LOAD_Q8(p) I_LOAD(p)
-MBI_FN int32x4_t MBI_T(i_load_q4)(const unsigned char *p, int high) {
+MBI_FN int32x4_t MBI_I(i_load_q4)(const unsigned char *p, int high) {
     const signed char values[16] = {MBI_Q4_VALUES};
     uint8x16_t u = vld1q_u8(p);
     u = high ? vshrq_n_u8(u, 4) : vandq_u8(u, vdupq_n_u8(15));
     return vreinterpretq_s32_s8(vqtbl1q_s8(vld1q_s8(values), u));
 }
-#define I_LOAD_Q4(p, high) MBI_T(i_load_q4)((p), (high))
-MBI_FN int32x4_t MBI_T(i_load_q6)(const unsigned char *p, int j) {
+#define I_LOAD_Q4(p, high) MBI_I(i_load_q4)((p), (high))
+MBI_FN int32x4_t MBI_I(i_load_q6)(const unsigned char *p, int j) {
     uint8x16_t low = vshlq_u8(vld1q_u8(p + 64 * (j / 2)), vdupq_n_s8((signed char)(-4 * (j % 2))));
     uint8x16_t high = vshlq_u8(vld1q_u8(p + 128), vdupq_n_s8((signed char)(-2 * j)));
     low = vandq_u8(low, vdupq_n_u8(15));
     high = vshlq_n_u8(vandq_u8(high, vdupq_n_u8(3)), 4);
     return vreinterpretq_s32_u8(vsubq_u8(vorrq_u8(low, high), vdupq_n_u8(32)));
 }
-#define I_LOAD_Q6(p, j) MBI_T(i_load_q6)((p), (j))
+#define I_LOAD_Q6(p, j) MBI_I(i_load_q6)((p), (j))
 #define I_DOT(acc, w, x) vdotq_s32((acc), vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x))
 #define I_MAX(v) vmaxvq_f32(v)
-MBI_FN void MBI_T(i_pack)(unsigned char *p, int32x4_t v) {
+MBI_FN void MBI_I(i_pack)(unsigned char *p, int32x4_t v) {
     uint16x4_t u = vmovn_u32(vreinterpretq_u32_s32(v));
     vst1_lane_u32((uint32_t *)(void *)p, vreinterpret_u32_u8(vmovn_u16(vcombine_u16(u, u))), 0);
 }
-#define I_PACK(p, v) MBI_T(i_pack)((p), (v))
+#define I_PACK(p, v) MBI_I(i_pack)((p), (v))
 #define I_TILE_V MBI_V4
 #define I_TILE_NV 4
 #define I_TILE_N MBI_N2
@@ -3540,7 +3586,7 @@ MBI_INT8_FN void MBI_I(mbi_k_prepare)(mamba_type type, const float *x, int n, in
 
 /* What follows groups [k, k+span) of panels [p, p+step): the next ones of the same panels, or the first
  * ones of the next panels. */
-MBI_FN MBI_T(mbi_ahead) MBI_T(mbi_ahead_of)(const mbi_gemm *g, int p, int step, int p1, int k,
+MBI_FN MBI_T(mbi_ahead) MBI_I(mbi_ahead_of)(const mbi_gemm *g, int p, int step, int p1, int k,
                                             int span) {
     const mbi_mat *w = g->w;
     size_t bytes = mbi_group_bytes(w->type);
@@ -3787,7 +3833,7 @@ MBI_INT8_FN void MBI_I(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, in
                 int count = mbi_min_int(span, n_groups - k);
                 int to_y = direct && k + count == n_groups;
                 const unsigned char *x = (const unsigned char *)g->x + (size_t)k * x_group;
-                MBI_T(mbi_ahead) ahead = MBI_T(mbi_ahead_of)(g, p, GROUP, p1, k, span);
+                MBI_T(mbi_ahead) ahead = MBI_I(mbi_ahead_of)(g, p, GROUP, p1, k, span);
                 int times = GROUP + (n + I_TILE_NT - 1) / I_TILE_NT; /* evenly: 8 tokens gain 10 % */
                 int lines = ahead.left / times + 1;
                 for (i = 0; i < GROUP; i++) { /* a missing panel: the last one again */
@@ -4756,7 +4802,7 @@ MBI_AMX_KERNEL void mbi_amx_int8_panels(const mbi_gemm *g, int p0, int p1, int t
         direct = !(g->exact_rows && (p + b.n_panels) * MBI_LANES > w->rows);
         for (k = 0; k < n_groups; k += MBI_AMX_GROUPS) {
             b.n = mbi_min_int(MBI_AMX_GROUPS, n_groups - k);
-            b.ahead = MBI_T(mbi_ahead_of)(g, p, MBI_AMX_PANELS, p1, k, MBI_AMX_GROUPS);
+            b.ahead = MBI_I(mbi_ahead_of)(g, p, MBI_AMX_PANELS, p1, k, MBI_AMX_GROUPS);
             b.w = in_place ? w->data + (size_t)p * w->panel_bytes + mbi_units_at(1024, k) : expanded;
             b.w_panel = in_place ? w->panel_bytes : (size_t)b.n * 1024;
             for (i = 0; i < b.n_panels; i++) {
@@ -5181,6 +5227,9 @@ static const mamba_target mbi_target_avx512vnni = {
 #elif MBI_PASS == MBI_AVX2
 static const mamba_target mbi_target_avx2int8 = {
     "avx2int8", MBI_CPU_AVX2, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
+#elif MBI_PASS == MBI_AVXVNNI
+static const mamba_target mbi_target_avxvnni = {
+    "avxvnni", MBI_CPU_AVXVNNI, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
 #elif MBI_PASS == MBI_NEON && MBI_BUILD_NEON_DOT
 static const mamba_target mbi_target_neondot = {
     "neondot", MBI_CPU_DOTPROD, {MBI_PRODUCT_LIST(MBI_INT8_X) MBI_REST_LIST(MBI_X)}};
@@ -5295,6 +5344,9 @@ static const mamba_target *mbi_target_at(int i) {
 #if MBI_BUILD_AVX2
         &mbi_target_avx2,
         &mbi_target_avx2int8,
+#endif
+#if MBI_BUILD_AVXVNNI
+        &mbi_target_avxvnni,
 #endif
 #if MBI_BUILD_AVX512
         &mbi_target_avx512,

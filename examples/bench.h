@@ -7,9 +7,10 @@
  *             streaming read bandwidth
  *    prefill  2 * weights of the matrix products * tokens/s  /  peak of the arithmetic that the
  *             target uses for the weight type: for q8, q6 and q4 AMX int8 on "amx" and int8 dot
- *             products on "avx512vnni" and "avx512bf16"; for 16 bits AMX bf16 on "amx", for bf16
- *             its dot products on "avx512bf16"; else float32 FMA.  Scan, convolution and norms do
- *             not count as work: the share says how much of the machine the whole model reaches.
+ *             products on "avxvnni", "avx512vnni" and "avx512bf16"; for 16 bits AMX bf16 on
+ *             "amx", for bf16 its dot products on "avx512bf16"; else float32 FMA.  Scan, convolution
+ *             and norms do not count as work: the share says how much of the machine the whole
+ *             model reaches.
  *  Limits are measured with as many threads as the model uses.  A model smaller than the last-level
  *  cache can decode above the bandwidth of memory.  Decoding is compared with a second limit too,
  *  "matrices": the same reads of the model's own matrices, one after the other, each by all
@@ -61,6 +62,7 @@ static const struct {
 } bench_limit_names[LIMIT_COUNT + 1] = {{"read", "", "GB/s", 1e-9},
                                         {"fma", "f32", "GFLOP/s", 1e-9},
                                         {"avx512bf16", "bf16", "GFLOP/s", 1e-9},
+                                        {"avxvnni", "int8", "GOP/s", 1e-9},
                                         {"avx512vnni", "int8", "GOP/s", 1e-9},
                                         {"amx", "bf16", "GFLOP/s", 1e-9},
                                         {"amx", "int8", "GOP/s", 1e-9},
@@ -210,7 +212,10 @@ static int bench_prefill_limit(const bench_job *j) {
         return LIMIT_BF16;
     }
     if ((strcmp(target, "avx512vnni") == 0 || strcmp(target, "avx512bf16") == 0) && integers) {
-        return LIMIT_INT8;
+        return LIMIT_AVX512VNNI;
+    }
+    if (strcmp(target, "avxvnni") == 0 && integers) {
+        return LIMIT_AVXVNNI;
     }
     return LIMIT_F32;
 }

@@ -15,7 +15,16 @@
 #define LIMITS_NOINLINE
 #endif
 
-enum { LIMIT_READ, LIMIT_F32, LIMIT_BF16, LIMIT_INT8, LIMIT_AMX_BF16, LIMIT_AMX_INT8, LIMIT_COUNT };
+enum {
+    LIMIT_READ,
+    LIMIT_F32,
+    LIMIT_BF16,
+    LIMIT_AVXVNNI,
+    LIMIT_AVX512VNNI,
+    LIMIT_AMX_BF16,
+    LIMIT_AMX_INT8,
+    LIMIT_COUNT
+};
 
 /* Reads a slice (64-byte units), or does n rounds of arithmetic; returns bytes or operations. */
 typedef double (*limits_fn)(const unsigned char *slice, size_t bytes, long n);
@@ -161,8 +170,35 @@ LIMITS_READ(limits_read_avx512, "avx512f", 512, 0)
 LIMITS_READ(limits_read_avx512_ahead, "avx512f", 512, 4096)
 #endif /* MBI_BUILD_AVX512 */
 
+#if MBI_BUILD_AVXVNNI
+__attribute__((target("avx2,avxvnni"))) static LIMITS_NOINLINE double limits_int8_avxvnni(
+    const unsigned char *p, size_t bytes, long n) {
+    const __m256i u = _mm256_set1_epi8(3);
+    const __m256i s = _mm256_set1_epi8(-2);
+    __m256i sum = u;
+    uint64_t out[4];
+    long i;
+#define LIMITS_X(k) __m256i a##k = _mm256_set1_epi32(k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    (void)p;
+    (void)bytes;
+    for (i = 0; i < n; i++) {
+#define LIMITS_X(k) a##k = _mm256_dpbusd_avx_epi32(a##k, u, s);
+        LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    }
+#define LIMITS_X(k) sum = _mm256_xor_si256(sum, a##k);
+    LIMITS_TWELVE(LIMITS_X)
+#undef LIMITS_X
+    memcpy(out, &sum, sizeof out);
+    limits_sink = (double)out[0];
+    return (double)n * 12.0 * 32.0 * 2.0;
+}
+#endif /* MBI_BUILD_AVXVNNI */
+
 #if MBI_BUILD_AVX512VNNI
-__attribute__((target("avx512f,avx512vnni"))) static LIMITS_NOINLINE double limits_int8_vnni(
+__attribute__((target("avx512f,avx512vnni"))) static LIMITS_NOINLINE double limits_int8_avx512vnni(
     const unsigned char *p, size_t bytes, long n) {
     const __m512i u = _mm512_set1_epi8(3);
     const __m512i s = _mm512_set1_epi8(-2);
@@ -314,8 +350,11 @@ static limits_fn limits_find(int which) {
 #if MBI_BUILD_AVX512BF16
     case LIMIT_BF16: return cpu >> MBI_CPU_AVX512BF16 & 1 ? limits_bf16_avx512 : NULL;
 #endif
+#if MBI_BUILD_AVXVNNI
+    case LIMIT_AVXVNNI: return cpu >> MBI_CPU_AVXVNNI & 1 ? limits_int8_avxvnni : NULL;
+#endif
 #if MBI_BUILD_AVX512VNNI
-    case LIMIT_INT8: return cpu >> MBI_CPU_AVX512VNNI & 1 ? limits_int8_vnni : NULL;
+    case LIMIT_AVX512VNNI: return cpu >> MBI_CPU_AVX512VNNI & 1 ? limits_int8_avx512vnni : NULL;
 #endif
 #if MBI_BUILD_AMX
     case LIMIT_AMX_BF16: return cpu >> MBI_CPU_AMX & 1 ? limits_amx_bf16 : NULL;

@@ -42,7 +42,7 @@ c_compiler() {
 c_once() {
     try gcc-O1-openmp gcc -std=c99 -O1 -fopenmp $WC -DIMPLEMENT $use
     try gcc-NO_THREADS gcc -std=c99 -fopenmp $WC -DIMPLEMENT -DMAMBA_NO_THREADS $use
-    for o in NO_MMAP NO_DISPATCH NO_AVX512; do
+    for o in NO_MMAP NO_DISPATCH NO_AVX512 NO_AVXVNNI; do
         try "gcc-$o" gcc -std=c99 $WC -DIMPLEMENT -DMAMBA_$o $use
     done
     try gcc-two-files gcc -std=c99 $WC -DIMPLEMENT -DTWO $two

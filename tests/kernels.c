@@ -226,7 +226,8 @@ static double product_bound(mamba_type type, int cols, double sum, double group)
     } else if ((strcmp(name, "avx512vnni") == 0 || strcmp(name, "avx512bf16") == 0 ||
                 strcmp(name, "neondot") == 0 ||
                 strcmp(name, "neoni8mm") == 0 || strcmp(name, "neonbf16") == 0 ||
-                strcmp(name, "avx2int8") == 0 || strcmp(name, "amx") == 0) &&
+                strcmp(name, "avx2int8") == 0 || strcmp(name, "avxvnni") == 0 ||
+                strcmp(name, "amx") == 0) &&
                type >= MAMBA_Q8) {
         bound += group / 254 * 1.01;
     } else if (strcmp(name, "neonbf16") == 0 && type == MAMBA_BF16) {
@@ -497,6 +498,11 @@ TEST(largest_sums) {
 #if MBI_BUILD_AMX
 TEST(amx_is_avx512vnni) { /* in the types that have integers */
     check_twins("amx", "avx512vnni", 1u << MAMBA_F16 | 1u << MAMBA_BF16);
+}
+#endif
+#if MBI_BUILD_AVXVNNI
+TEST(avxvnni_is_avx2int8) {
+    check_twins("avxvnni", "avx2int8", 0);
 }
 #endif
 #if MBI_BUILD_AVX512BF16
@@ -905,6 +911,9 @@ TEST_MAIN(KERNELS_NAME) {
     }
 #if MBI_BUILD_AMX
     RUN(amx_is_avx512vnni);
+#endif
+#if MBI_BUILD_AVXVNNI
+    RUN(avxvnni_is_avx2int8);
 #endif
 #if MBI_BUILD_AVX512BF16
     RUN(avx512bf16_is_avx512vnni);
