@@ -3256,8 +3256,9 @@ MBI_KERNEL void MBI_T(mbi_k_gemm)(const mbi_gemm *g, int p0, int p1, int t0, int
  * @@kernels_int8   Products of q8 and q4 weights by integer dot instructions             (private)
  *
  * For CPUs with 8-bit products and nothing better (AVX2, AVX-VNNI, AVX-512 VNNI, NEON dotprod).
- * Activations are rounded to int8 with one scale per token and 64 columns, absmax/127; products inside a group
- * are exact integers; each group enters the float accumulator by one FMA, groups ascending:
+ * Activations are rounded to int8 with one scale per token and 64 columns, absmax/127; products
+ * inside a group are exact integers; each group enters the float accumulator by one FMA, groups
+ * ascending:
  *   y = sum_g (w_scale[g] * x_scale[g]) * float(sum_{k in g} w[k] * q[k])
  * Error against the float32 product: at most 0.4 % of sum_g 64 absmax_g(x) |w|_g, in practice the
  * perplexity moves by less than 0.05 %.  Float weight types run as in the target below.
