@@ -1,6 +1,7 @@
 #!/bin/sh
 # The header in every language, compiler and option it promises, each compiled without a warning, linked and run;
-# then the symbols it needs and gives, the names it adds, and its table of contents.  FULL=1: C17 and C++17 too.
+# then the symbols it needs and gives, the names it adds, and its table of contents.  LANGUAGES=all: C17 and C++17
+# too.
 B=${B:-build}
 D=$B/compile
 rm -rf "$D"
@@ -33,7 +34,7 @@ two="tests/compile/use.c tests/compile/other.c"
 
 c_compiler() {
     cc=$1
-    for std in c99 c11 ${FULL:+c17}; do
+    for std in c99 c11 ${LANGUAGES:+c17}; do
         try "$cc-$std" "$cc" -std=$std $WC -DIMPLEMENT $use
     done
     try "$cc-NO_STDIO" "$cc" -std=c99 $WC -DIMPLEMENT -DMAMBA_NO_STDIO $use
@@ -62,7 +63,7 @@ c_once() {
 
 cxx_compiler() {
     cxx=$1
-    for std in c++11 ${FULL:+c++17} c++20; do
+    for std in c++11 ${LANGUAGES:+c++17} c++20; do
         try "$cxx-$std" "$cxx" -x c++ -std=$std $W -DIMPLEMENT $use
     done
 }

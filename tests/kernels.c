@@ -901,7 +901,7 @@ TEST_MAIN(KERNELS_NAME) {
         }
         RUN(products);
         RUN(odd_activations);
-    RUN(tiny_activations);
+        RUN(tiny_activations);
         RUN(largest_sums);
         RUN(elementary);
         RUN(rmsnorm);
