@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#define MAMBA_NO_DISPATCH /* nothing is computed: compiles faster */
 #define MAMBA_IMPLEMENTATION
 #include "../mamba.h"
 

@@ -6,6 +6,8 @@
  */
 #include "base.h"
 
+#define MAMBA_NO_AVXVNNI /* what is written is checked by scalar or AVX2 arithmetic: compiles faster */
+#define MAMBA_NO_AVX512
 #define MAMBA_IMPLEMENTATION
 #include "../mamba.h"
 
