@@ -717,7 +717,7 @@ MAMBA_API mamba_status mamba_sample(mamba_sampler *s, float *logits, size_t n_lo
 #else
 #define MBI_BUILD_AVX2 0
 #endif
-#if MBI_BUILD_AVX2 && (MBI_GCC >= 11 || MBI_CLANG >= 12) && !defined(MAMBA_NO_AVXVNNI)
+#if MBI_BUILD_AVX2 && (MBI_GCC >= 11 || MBI_CLANG >= 14) && !defined(MAMBA_NO_AVXVNNI)
 #define MBI_BUILD_AVXVNNI 1
 #else
 #define MBI_BUILD_AVXVNNI 0
