@@ -138,11 +138,14 @@ static void bench_print_limit(const bench_job *j, int which, int threads, bench_
     }
 }
 
+static size_t bench_buffer_bytes(const bench_job *j) {
+    return (size_t)j->limit_mib << 20;
+}
+
 /* One measurement of a limit, with the t-th number of threads. */
 static double bench_limit_once(const bench_job *j, int which, int t) {
     limits_fn f = which == LIMIT_READ ? j->read[t] : limits_find(which);
-    return limits_once(f, j->buffer, (size_t)j->limit_mib << 20, j->rounds[which],
-                       j->threads_list[t]);
+    return limits_once(f, j->buffer, bench_buffer_bytes(j), j->rounds[which], j->threads_list[t]);
 }
 
 static bench_figure bench_limit(const bench_job *j, int which, int t) {
@@ -168,7 +171,7 @@ static bench_figure bench_limit_of_reads(bench_job *j, int t) {
 }
 
 static int bench_limits(bench_job *j) {
-    size_t bytes = (size_t)j->limit_mib << 20;
+    size_t bytes = bench_buffer_bytes(j);
     int which;
     int t;
     if (j->limit_mib == 0) {
@@ -398,7 +401,7 @@ static double bench_matrices_once(const bench_job *j, const mamba_state *state, 
     b.ctx.own = mbi_own_share(&b.ctx, 1);
     b.passes = 1;
     mbi_with_team(NULL, b.ctx.n_tasks, bench_matrices_run, &b);
-    b.passes = 1 + (int)(1048576.0 * (double)j->limit_mib / b.bytes);
+    b.passes = 1 + (int)((double)bench_buffer_bytes(j) / b.bytes);
     b.bytes = 0.0;
     start = cli_seconds();
     mbi_with_team(NULL, b.ctx.n_tasks, bench_matrices_run, &b);
@@ -857,7 +860,7 @@ static int bench_go(bench_job *j) {
     }
     mamba_close(j->m.model);
     synthetic_free(&j->image);
-    mbi_default_free(NULL, j->buffer, (size_t)j->limit_mib << 20);
+    mbi_default_free(NULL, j->buffer, bench_buffer_bytes(j));
     free(j->tokens);
     free(j->logits);
     return code == CLI_OK && cli_stop ? CLI_INTERRUPTED : code;

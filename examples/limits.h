@@ -170,57 +170,40 @@ LIMITS_READ(limits_read_avx512, "avx512f", 512, 0)
 LIMITS_READ(limits_read_avx512_ahead, "avx512f", 512, 4096)
 #endif /* MBI_BUILD_AVX512 */
 
+/* Dot products of bytes, in vectors of so many bits. */
+#define LIMITS_EACH(X, bits)                                                                       \
+    X(bits, 0) X(bits, 1) X(bits, 2) X(bits, 3) X(bits, 4) X(bits, 5)                              \
+    X(bits, 6) X(bits, 7) X(bits, 8) X(bits, 9) X(bits, 10) X(bits, 11)
+#define LIMITS_DOT_256 _mm256_dpbusd_avx_epi32
+#define LIMITS_DOT_512 _mm512_dpbusd_epi32
+#define LIMITS_INT8_START(bits, k) __m##bits##i a##k = _mm##bits##_set1_epi32(k);
+#define LIMITS_INT8_DOT(bits, k) a##k = LIMITS_DOT_##bits(a##k, u, s);
+#define LIMITS_INT8_SUM(bits, k) sum = _mm##bits##_xor_si##bits(sum, a##k);
+#define LIMITS_INT8(name, isa, bits)                                                               \
+    __attribute__((target(isa))) static LIMITS_NOINLINE double name(const unsigned char *p,        \
+                                                                    size_t bytes, long n) {        \
+        const __m##bits##i u = _mm##bits##_set1_epi8(3);                                           \
+        const __m##bits##i s = _mm##bits##_set1_epi8(-2);                                          \
+        __m##bits##i sum = u;                                                                      \
+        uint64_t out[(bits) / 64];                                                                 \
+        long i;                                                                                    \
+        LIMITS_EACH(LIMITS_INT8_START, bits)                                                       \
+        (void)p;                                                                                   \
+        (void)bytes;                                                                               \
+        for (i = 0; i < n; i++) {                                                                  \
+            LIMITS_EACH(LIMITS_INT8_DOT, bits)                                                     \
+        }                                                                                          \
+        LIMITS_EACH(LIMITS_INT8_SUM, bits)                                                         \
+        memcpy(out, &sum, sizeof out);                                                             \
+        limits_sink = (double)out[0];                                                              \
+        return (double)n * 12.0 * ((bits) / 8.0) * 2.0;                                            \
+    }
 #if MBI_BUILD_AVXVNNI
-__attribute__((target("avx2,avxvnni"))) static LIMITS_NOINLINE double limits_int8_avxvnni(
-    const unsigned char *p, size_t bytes, long n) {
-    const __m256i u = _mm256_set1_epi8(3);
-    const __m256i s = _mm256_set1_epi8(-2);
-    __m256i sum = u;
-    uint64_t out[4];
-    long i;
-#define LIMITS_X(k) __m256i a##k = _mm256_set1_epi32(k);
-    LIMITS_TWELVE(LIMITS_X)
-#undef LIMITS_X
-    (void)p;
-    (void)bytes;
-    for (i = 0; i < n; i++) {
-#define LIMITS_X(k) a##k = _mm256_dpbusd_avx_epi32(a##k, u, s);
-        LIMITS_TWELVE(LIMITS_X)
-#undef LIMITS_X
-    }
-#define LIMITS_X(k) sum = _mm256_xor_si256(sum, a##k);
-    LIMITS_TWELVE(LIMITS_X)
-#undef LIMITS_X
-    memcpy(out, &sum, sizeof out);
-    limits_sink = (double)out[0];
-    return (double)n * 12.0 * 32.0 * 2.0;
-}
-#endif /* MBI_BUILD_AVXVNNI */
-
+LIMITS_INT8(limits_int8_avxvnni, "avx2,avxvnni", 256)
+#endif
 #if MBI_BUILD_AVX512VNNI
-__attribute__((target("avx512f,avx512vnni"))) static LIMITS_NOINLINE double limits_int8_avx512vnni(
-    const unsigned char *p, size_t bytes, long n) {
-    const __m512i u = _mm512_set1_epi8(3);
-    const __m512i s = _mm512_set1_epi8(-2);
-    __m512i sum = u;
-    long i;
-#define LIMITS_X(k) __m512i a##k = _mm512_set1_epi32(k);
-    LIMITS_TWELVE(LIMITS_X)
-#undef LIMITS_X
-    (void)p;
-    (void)bytes;
-    for (i = 0; i < n; i++) {
-#define LIMITS_X(k) a##k = _mm512_dpbusd_epi32(a##k, u, s);
-        LIMITS_TWELVE(LIMITS_X)
-#undef LIMITS_X
-    }
-#define LIMITS_X(k) sum = _mm512_xor_si512(sum, a##k);
-    LIMITS_TWELVE(LIMITS_X)
-#undef LIMITS_X
-    limits_sink = (double)_mm512_reduce_add_epi32(sum);
-    return (double)n * 12.0 * 64.0 * 2.0;
-}
-#endif /* MBI_BUILD_AVX512VNNI */
+LIMITS_INT8(limits_int8_avx512vnni, "avx512f,avx512vnni", 512)
+#endif
 
 #if MBI_BUILD_AVX512BF16
 __attribute__((target("avx512f,avx512bf16"))) static LIMITS_NOINLINE double limits_bf16_avx512(

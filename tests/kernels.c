@@ -405,8 +405,8 @@ static void check_twins(const char *name, const char *twin, unsigned others) {
 /* Tokens of x whose product with weights of a type differs in bits when they come alone. */
 static int differ_alone(mamba_type type, const float *x, int cols, int n_tokens) {
     enum { ROWS = 32 };
-    float *y = (float *)malloc(sizeof(float) * ROWS * (size_t)n_tokens);
-    float *one = (float *)malloc(sizeof(float) * (size_t)((cols + 15) / 16 * 16));
+    float *y = (float *)take(sizeof(float) * ROWS * (size_t)n_tokens);
+    float *one = (float *)take(sizeof(float) * (size_t)((cols + 15) / 16 * 16));
     weights w;
     int bad = 0;
     int t;
@@ -455,12 +455,9 @@ TEST(tiny_activations) {
     enum { COLS = 130, T = 21 };
     float *x = blocked_make(COLS, T);
     int type;
-    int t;
-    int c;
-    for (t = 0; t < T; t++) {
-        for (c = 0; c < COLS; c++) {
-            x[(c / 16 * T + t) * 16 + c % 16] *= ldexpf(1.0f, -150 + 2 * t);
-        }
+    int i;
+    for (i = 0; i < (COLS + 15) / 16 * T * 16; i++) {
+        x[i] *= ldexpf(1.0f, -150 + 2 * (i / 16 % T));
     }
     for (type = MAMBA_F32; type <= MAMBA_BF16; type++) {
         CHECK_INT(differ_alone((mamba_type)type, x, COLS, T), 0);
